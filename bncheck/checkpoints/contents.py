@@ -1,0 +1,142 @@
+"""Finds the state dicts and modules in what a pickle holds, however they are nested.
+
+`{"epoch": 3, "state_dict": {...}, "ema": <Model>}` has two groups, named "state_dict" and "ema".
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from bncheck.checkpoints.modules import module_group, module_state
+from bncheck.checkpoints.pickles import Dictionary, Object
+from bncheck.checkpoints.state_dicts import STATISTICS, state_dict_group
+from bncheck.checkpoints.torch_objects import TensorRecord
+from bncheck.errors import UnreadableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from bncheck.subjects import Group, Tensor
+
+CONTAINERS = (Dictionary, Object, list, tuple)
+# Real checkpoints nest a handful of levels; names of groups grow with them.
+MAX_DEPTH = 1000
+# The most places at which the groups of one file may stand.
+MAX_GROUPS = 1000
+
+
+class Place(NamedTuple):
+    """Where a value stands: linked to the place that holds it, so that a deep one costs no more than a shallow one."""
+
+    holder: Place | None
+    name: str
+    depth: int
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        names = []
+        place: Place | None = self
+        while place is not None and place.depth:
+            names.append(place.name)
+            place = place.holder
+        return tuple(reversed(names))
+
+
+def groups_of(value: object, source_name: str, tensor_of: Callable[[str, TensorRecord], Tensor]) -> tuple[Group, ...]:
+    """Every group with the looks of a model, in the order of the file.
+
+    Args:
+        value: what the pickle holds.
+        source_name: what an error calls the file.
+        tensor_of: gives the tensor of a record; the first argument is what an error calls it.
+
+    Raises:
+        UnreadableError: the values are nested deeper, or hold more models, than any real checkpoint.
+    """
+    groups: list[Group] = []
+    made_of: dict[int, Group | None] = {}  # by the identity of what was met before; all of it stays alive
+    waiting = [(value, Place(None, "", 0))]
+    while waiting:
+        value, place = waiting.pop()
+        if place.depth > MAX_DEPTH:
+            raise UnreadableError(
+                f"{source_name} nests its values more than {MAX_DEPTH:,} levels deep",
+                "No model is saved like this: check what the file holds.",
+            )
+        if id(value) in made_of:
+            again = made_of[id(value)]
+            if again:
+                groups.append(renamed(again, ".".join(place.path)))
+        else:
+            group = group_at(value, place, tensor_of)
+            made_of[id(value)] = group
+            if group:
+                groups.append(group)
+            if not (group and group.contents == "module"):
+                held = [(child, Place(place, name, place.depth + 1)) for name, child in children(value)]
+                waiting.extend(reversed(held))
+        if len(groups) > MAX_GROUPS:
+            raise UnreadableError(
+                f"{source_name} holds more than {MAX_GROUPS:,} state dicts", "Save each in a file of its own."
+            )
+    return tuple(groups)
+
+
+def group_at(value: object, place: Place, tensor_of: Callable[[str, TensorRecord], Tensor]) -> Group | None:
+    if module_state(value) is not None:
+        return module_group(".".join(place.path), cast("Object", value), tensor_of)
+    if isinstance(value, Dictionary):
+        return group_of_dictionary(value, place.path, tensor_of)
+    return None
+
+
+def renamed(group: Group, name: str) -> Group:
+    """The same group at a second place of the file."""
+    return replace(group, name=name, layers=tuple(replace(layer, group=name) for layer in group.layers))
+
+
+def children(value: object) -> Iterator[tuple[str, object]]:
+    """The containers that a value holds, and the names of their places."""
+    held: Iterable[tuple[object, object]] = ()
+    if isinstance(value, Dictionary):
+        held = value.items()
+    elif isinstance(value, (list, tuple)):
+        held = enumerate(value)
+    elif isinstance(value, Object):
+        state = value.state.items() if isinstance(value.state, Dictionary) else [("state", value.state)]
+        held = chain(state, value.entries, enumerate(value.elements), enumerate(value.args))
+    for name, child in held:
+        if isinstance(child, CONTAINERS):
+            yield (str(name) if isinstance(name, (str, int)) else "?"), child
+
+
+def group_of_dictionary(
+    held: Dictionary, path: tuple[str, ...], tensor_of: Callable[[str, TensorRecord], Tensor]
+) -> Group | None:
+    """The group of a dict that looks like a state_dict, None for others (an optimizer's, say)."""
+    records = {key: record for key, record in held.items() if isinstance(key, str) and isinstance(record, TensorRecord)}
+    if not any(key.rpartition(".")[2] in ("weight", "bias", *STATISTICS) for key in records) and not versions_of(held):
+        return None
+    label = ".".join(path)
+    prefix = ""
+    if any(statistic in records for statistic in STATISTICS) and path:
+        # A dict for each layer, as nested frameworks write it: the last part of the path names the layer.
+        label, prefix = ".".join(path[:-1]), f"{path[-1]}."
+    tensors = {f"{prefix}{key}": tensor_of(f"{prefix}{key}", record) for key, record in records.items()}
+    return state_dict_group(label, tensors, {f"{prefix}{key}": version for key, version in versions_of(held).items()})
+
+
+def versions_of(held: Dictionary) -> dict[str, int]:
+    """`version` by module name, from the `_metadata` that `nn.Module.state_dict` attaches; empty without it."""
+    attributes = held.attributes
+    metadata = attributes.get("_metadata") if isinstance(attributes, Dictionary) else None
+    if not isinstance(metadata, Dictionary):
+        return {}
+    versions = {}
+    for module, entry in metadata.items():
+        version = entry.get("version") if isinstance(entry, Dictionary) else None
+        if isinstance(module, str) and isinstance(version, int):
+            versions[module] = version
+    return versions

@@ -1,0 +1,341 @@
+"""The command line: reads arguments, hands them on, prints, and exits.
+
+The only module that prints, opens output files or exits. What a command does not need is imported where it is
+needed: numpy takes 60 ms, torch more than a second.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional, TextIO
+
+import typer
+
+from bncheck import __version__, reports
+from bncheck.errors import BncheckError, UsageError
+from bncheck.reports import Format, Style
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from bncheck.findings import Report, Run, Severity
+
+NO_VERDICT = 2
+# From this many files on, progress is shown.
+MANY_FILES = 5
+
+app = typer.Typer(
+    name="bncheck",
+    help="Can the BatchNorm layers of this checkpoint be trusted?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 passed, 1 findings at or above --fail-on, 2 no verdict (usage, unreadable input), "
+    "3 no BatchNorm layer in any input.",
+)
+
+
+class FailOn(Enum):
+    """The severity from which on a run exits with 1."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+    NEVER = "never"
+
+
+# The options that every command has.
+FormatOption = Annotated[
+    Optional[list[Format]],  # noqa: UP045 - typer reads it at run time
+    typer.Option("--format", "-f", help="Report format; may repeat, all but one with an --output. Default: text."),
+]
+OutputOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--output", "-o", metavar="[F=]FILE", help="Write the report (in format F) to FILE; may repeat."),
+]
+FailOnOption = Annotated[FailOn, typer.Option("--fail-on", help="Exit with 1 from this severity on.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the verdicts only.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show every layer.")]
+NoColorOption = Annotated[bool, typer.Option("--no-color", help="No colors (NO_COLOR does the same).")]
+WidthOption = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--width", min=40, help="Columns of the text report. Default: those of the terminal, else 80."),
+]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Registers a command, whose errors become one sentence, a hint and exit code 2.
+
+    An exception that got through would exit with 1, which reads as findings.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @app.command(name)
+        @functools.wraps(function)
+        def run(**arguments: object) -> None:
+            try:
+                function(**arguments)
+            except BncheckError as error:
+                if arguments.get("debug"):
+                    raise
+                complain(error.message, error.hint)
+                raise typer.Exit(NO_VERDICT) from None
+            except (typer.Exit, typer.TyperException, KeyboardInterrupt):
+                raise
+            except Exception as error:
+                if arguments.get("debug"):
+                    raise
+                complain(
+                    f"bncheck itself failed: {type(error).__name__}: {error}",
+                    "This is a defect of bncheck; run again with --debug and report what it prints.",
+                )
+                raise typer.Exit(NO_VERDICT) from None
+
+        return run
+
+    return register
+
+
+def complain(message: str, hint: str) -> None:
+    """An error on stderr, the file's own characters escaped."""
+    from bncheck.reports.text import escaped
+
+    typer.echo(f"error: {escaped(message)}\n hint: {escaped(hint)}", err=True)
+
+
+def main() -> None:
+    """The console script. Whatever goes wrong, it does not exit with 1, which means findings."""
+    try:
+        app()
+    except Exception:  # noqa: BLE001 - before a command has its own net
+        import traceback
+
+        traceback.print_exc()
+        sys.exit(NO_VERDICT)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bncheck {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@command("inspect")
+def inspect(
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH...", help="Checkpoints, folders to search, or patterns.", show_default=False),
+    ],
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--model",
+            metavar="MODULE:CALLABLE",
+            help="The architecture, to know eps and momentum of a state_dict: torchvision.models:resnet50 or "
+            "net.py:Net. Its code is run.",
+        ),
+    ] = None,
+    model_arg: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--model-arg", metavar="NAME=VALUE", help="An argument for the callable; may repeat."),
+    ] = None,
+    python_path: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option("--python-path", metavar="DIR", help="Where to import MODULE from, besides here; may repeat."),
+    ] = None,
+    group: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--group", metavar="GLOB", help="Only these state dicts of a file (model, ema, ...); may repeat."),
+    ] = None,
+    kind: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--kind", metavar="GLOB", help="Only layers of this kind, such as BatchNorm2d; may repeat."),
+    ] = None,
+    layer: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--layer", metavar="GLOB", help="Only layers of this name; may repeat."),
+    ] = None,
+    format: FormatOption = None,
+    output: OutputOption = None,
+    fail_on: FailOnOption = FailOn.ERROR,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    no_color: NoColorOption = False,
+    width: WidthOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Show every BatchNorm layer of checkpoints and judge its statistics, without running them."""
+    outputs = Outputs(format or [], output or [], Style(width, False if no_color else None, verbose, quiet))
+    with one_numpy_thread():
+        from bncheck.inspection import find_all, inspect_file
+        from bncheck.selection import Selection
+
+    selection = Selection(tuple(group or ()), tuple(kind or ()), tuple(layer or ()))
+    complete = None
+    if model:
+        from bncheck.evaluation.models import architecture
+
+        complete = architecture(model, model_arg or [], python_path or [])
+    elif model_arg or python_path:
+        raise UsageError("--model-arg and --python-path need --model", "Name the architecture with --model.")
+    threshold = severity(fail_on)
+    found = list(find_all(paths))
+    examined: list[Report] = []
+    for item in with_progress(found):
+        examined.append(inspect_file(item, threshold, selection, complete) if isinstance(item, Path) else item)
+    finish("inspect", examined, outputs)
+
+
+@command("rules")
+def rules(
+    format: FormatOption = None,
+    width: WidthOption = None,
+    no_color: NoColorOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """List the rules: what each finds, how severe it is, and what it needs to know."""
+    from bncheck.reports import manual
+
+    manual.write_rules(one_format(format), sys.stdout, Style(width, False if no_color else None))
+
+
+@command("explain")
+def explain(
+    name: Annotated[str, typer.Argument(metavar="RULE|PARAMETER", help="A rule, or momentum, eps, affine, ...")],
+    width: WidthOption = None,
+    no_color: NoColorOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Explain a rule, or a parameter of BatchNorm."""
+    from bncheck.reports import manual
+
+    manual.write_explanation(name, sys.stdout, Style(width, False if no_color else None))
+
+
+def one_format(given: list[Format] | None) -> Format:
+    formats = given or [Format.TEXT]
+    if len(formats) > 1:
+        raise UsageError("only one format can go to the terminal", "Give one --format.")
+    return formats[0]
+
+
+def severity(fail_on: FailOn) -> Severity | None:
+    """The severity from which on a run fails; None for never."""
+    from bncheck.findings import Severity
+
+    return None if fail_on is FailOn.NEVER else Severity(fail_on.value)
+
+
+@contextmanager
+def one_numpy_thread() -> Iterator[None]:
+    """Imports numpy without the threads of its linear algebra: starting them costs as much as the rest of it."""
+    name = "OPENBLAS_NUM_THREADS"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, "1")
+    try:
+        import numpy  # noqa: F401
+
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+
+
+def with_progress(items: list[Path | Report]) -> Iterator[Path | Report]:
+    """The items, with a bar on stderr where there are many and somebody watches."""
+    if len(items) <= MANY_FILES or not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(items, "checkpoints", console=Console(stderr=True), transient=True)
+
+
+def finish(name: str, examined: list[Report], outputs: Outputs) -> None:
+    """Writes the reports everywhere they are wanted, and exits."""
+    from bncheck.findings import Run
+    from bncheck.gate import exit_code
+
+    code = exit_code(examined)
+    outputs.write(Run(name, tuple(examined), code))
+    raise typer.Exit(code)
+
+
+class Outputs:
+    """Which format goes where.
+
+    `--output F=FILE` names both; `--output FILE` takes the single --format, or the format that the suffix names.
+    What is left of the formats goes to stdout, text if none is asked for.
+    """
+
+    def __init__(self, formats: list[Format], files: list[str], style: Style) -> None:
+        self.style = style
+        self.files: list[tuple[Format, Path]] = []
+        left = list(dict.fromkeys(formats))
+        wants_text = not formats
+        for given in files:
+            format_, path, bare = self.destination(given, formats)
+            self.files.append((format_, path))
+            if bare and format_ in left:
+                left.remove(format_)
+        if len(left) > 1:
+            raise UsageError(
+                "only one format can go to stdout", f"Give the others a file: --output {left[1].value}=FILE."
+            )
+        self.on_stdout = Format.TEXT if wants_text else left[0] if left else None
+
+    @staticmethod
+    def destination(given: str, formats: list[Format]) -> tuple[Format, Path, bool]:
+        """Format, path, and whether the format was left to the other options."""
+        word, equals, path = given.partition("=")
+        names = [format_.value for format_ in Format]
+        if equals and word in names:
+            return Format(word), Path(path), False
+        if equals and "/" not in word:
+            raise UsageError(f"--output {given}: there is no format {word!r}", f"Formats: {', '.join(names)}.")
+        if len(formats) == 1:
+            return formats[0], Path(given), True
+        suffix = Path(given).suffix.removeprefix(".")
+        if suffix in names:
+            return Format(suffix), Path(given), True
+        raise UsageError(f"--output {given} does not say in which format", f"Write --output json={given}, say.")
+
+    def write(self, run: Run) -> None:
+        """The report on stdout first, so that an unwritable file loses nothing."""
+        if self.on_stdout:
+            print_report(self.on_stdout, run, self.style)
+        for format_, path in self.files:
+            try:
+                with path.open("w", encoding="utf-8") as out:
+                    reports.write(format_, run, out, Style(self.style.width or 80, False, self.style.verbose))
+            except OSError as error:
+                raise UsageError(f"{path} cannot be written: {error.strerror}", "Check the path of --output.") from None
+
+
+def print_report(format_: Format, run: Run, style: Style) -> None:
+    """Writes to stdout; a reader that stops reading (`| head`) does not change the verdict."""
+    out: TextIO = sys.stdout
+    if hasattr(out, "reconfigure"):
+        out.reconfigure(errors="backslashreplace")
+    try:
+        reports.write(format_, run, out, style)
+        out.flush()
+    except BrokenPipeError:
+        # Python would complain when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())

@@ -1,0 +1,157 @@
+"""Applies the rules to a subject and writes down what they say."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from bncheck import gate
+from bncheck.findings import (
+    CannotTell,
+    Distribution,
+    Evidence,
+    Finding,
+    LayerSummary,
+    Problem,
+    Report,
+    Rule,
+    Severity,
+    Undecided,
+    Verdict,
+)
+from bncheck.rules import RULES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from bncheck.errors import BncheckError
+    from bncheck.subjects import Array, BatchNormLayer, Checkpoint
+
+HISTOGRAM_BINS = 8
+
+
+def diagnose(checkpoint: Checkpoint, fail_on: Severity | None, rules: Sequence[Rule] = RULES) -> Report:
+    """The report on a checkpoint.
+
+    Args:
+        checkpoint: what was read.
+        fail_on: the severity from which on a finding fails the checkpoint; None for never.
+        rules: those that are asked.
+    """
+    said: list[tuple[Rule, Evidence]] = []
+    open_questions: list[tuple[Rule, CannotTell]] = []
+    for rule in rules:
+        for answer in ask(rule, checkpoint):
+            if isinstance(answer, Evidence):
+                said.append((rule, answer))
+            else:
+                open_questions.append((rule, answer))
+    findings = tuple(finding(rule, evidence) for rule, evidence in without_superseded(said))
+    undecided = fold(open_questions, len(checkpoint.layers))
+    return Report(
+        subjects=(checkpoint.source,),
+        format=checkpoint.format,
+        verdict=gate.verdict(findings, bool(checkpoint.layers), fail_on),
+        layers=tuple(summarise(layer) for layer in checkpoint.layers),
+        findings=findings,
+        undecided=undecided,
+        facts=dict(checkpoint.facts),
+        globals=tuple((reference.path, reference.use) for reference in checkpoint.globals),
+        rules=tuple(rule.id for rule in rules),
+        notes=checkpoint.notes,
+    )
+
+
+def unreadable(subject: str, error: BncheckError) -> Report:
+    """The report on an input that could not be examined."""
+    return Report((subject,), None, Verdict.UNDECIDED, error=Problem(error.message, error.hint))
+
+
+def ask(rule: Rule, checkpoint: Checkpoint) -> Iterable[Evidence | CannotTell]:
+    if rule.checkpoint is not None:
+        yield from rule.checkpoint(checkpoint)
+    if rule.layer is not None:
+        for layer in checkpoint.layers:
+            yield from rule.layer(layer)
+
+
+def without_superseded(said: list[tuple[Rule, Evidence]]) -> list[tuple[Rule, Evidence]]:
+    """Leaves out what another rule has already explained about the same layer."""
+    silenced: set[tuple[str, int]] = set()
+    for rule, evidence in said:
+        if evidence.layer is not None:
+            silenced.update((other, id(evidence.layer)) for other in rule.supersedes)
+    return [(rule, evidence) for rule, evidence in said if (rule.id, id(evidence.layer)) not in silenced]
+
+
+def finding(rule: Rule, evidence: Evidence) -> Finding:
+    layer = evidence.layer
+    return Finding(
+        rule=rule.id,
+        severity=evidence.severity or rule.severity,
+        layer=layer.name if layer else None,
+        group=layer.group if layer else None,
+        message=evidence.message,
+        measured=evidence.measured,
+        fix=evidence.fix,
+    )
+
+
+def fold(open_questions: list[tuple[Rule, CannotTell]], layers: int) -> tuple[Undecided, ...]:
+    """Tells a reason once where it holds for every layer."""
+    by_reason: defaultdict[tuple[str, str], list[CannotTell]] = defaultdict(list)
+    for rule, answer in open_questions:
+        by_reason[rule.id, answer.reason].append(answer)
+    folded = []
+    for (rule_id, reason), answers in by_reason.items():
+        if len(answers) == layers and layers > 1:
+            folded.append(Undecided(rule_id, None, None, reason))
+        else:
+            folded.extend(
+                Undecided(rule_id, a.layer.name if a.layer else None, a.layer.group if a.layer else None, reason)
+                for a in answers
+            )
+    return tuple(folded)
+
+
+def summarise(layer: BatchNormLayer) -> LayerSummary:
+    """The layer in plain numbers."""
+    return LayerSummary(
+        name=layer.name,
+        group=layer.group,
+        stored_name=layer.stored_name,
+        class_path=layer.class_path,
+        kind=layer.kind,
+        num_features=layer.num_features,
+        dtype=layer.dtype,
+        num_batches_tracked=layer.num_batches_tracked,
+        eps=layer.eps,
+        momentum=layer.momentum,
+        affine=layer.affine,
+        track_running_stats=layer.track_running_stats,
+        training=layer.training,
+        behaviour=layer.behaviour,
+        running_mean=distribution(layer.running_mean),
+        running_var=distribution(layer.running_var),
+    )
+
+
+def distribution(values: Array | None) -> Distribution | None:
+    """Minimum, median and maximum over the channels, NaN where any is NaN, as torch has it."""
+    import numpy as np
+
+    if values is None or not values.size:
+        return None
+    ordered = np.sort(values.astype(np.float64))
+    finite = ordered[np.isfinite(ordered)]
+    if np.isnan(ordered[-1]):  # NaN sorts last
+        low = median = high = float("nan")
+    else:
+        low, high = float(ordered[0]), float(ordered[-1])
+        with np.errstate(invalid="ignore"):  # -inf and inf in the middle
+            median = float((ordered[(ordered.size - 1) // 2] + ordered[ordered.size // 2]) / 2)
+    bins: tuple[int, ...] = ()
+    if finite.size and finite[-1] > finite[0]:
+        scaled = (finite - finite[0]) / (finite[-1] - finite[0]) * HISTOGRAM_BINS
+        bins = tuple(np.bincount(np.minimum(scaled.astype(int), HISTOGRAM_BINS - 1), minlength=HISTOGRAM_BINS).tolist())
+    return Distribution(low, median, high, values.size - finite.size, bins)

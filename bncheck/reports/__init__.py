@@ -1,0 +1,40 @@
+"""Writes reports: one file per format, each with `write`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from bncheck.findings import Run
+
+
+class Format(Enum):
+    """What a report can be written as."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How the text report looks. `width` and `color` None: as the terminal has it."""
+
+    width: int | None = None
+    color: bool | None = None
+    verbose: bool = False
+    quiet: bool = False
+
+
+def write(format_: Format, run: Run, out: TextIO, style: Style) -> None:
+    """Writes the reports of a run. Same run, same characters."""
+    match format_:
+        case Format.TEXT:
+            from bncheck.reports import text
+
+            text.write(run, out, style)
+        case Format.JSON:
+            from bncheck.reports import json
+
+            json.write(run, out)

@@ -1,0 +1,371 @@
+"""The report for people: the verdict first, what is alike said once, what is odd named.
+
+Names and messages may hold anything that a file holds: they are escaped, and never read as markup.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from bncheck.findings import Severity, Verdict
+from bncheck.subjects import Known, Normalises
+from bncheck.wording import count, few, number
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from bncheck.findings import Distribution, Finding, LayerSummary, Report, Run
+    from bncheck.reports import Style
+    from bncheck.subjects import Behaviour, Setting
+
+# Up to this many layers, each has a row of its own; beyond, the extremes are named and --verbose shows the rows.
+MAX_ROWS = 16
+LABEL_WIDTH = 22
+DEFAULT_WIDTH = 80
+NAMED_LAYERS = 3
+BARS = " ▁▂▃▄▅▆▇█"
+
+VERDICTS = {
+    Verdict.PASSED: ("PASSED", "bold green"),
+    Verdict.FAILED: ("FAILED", "bold red"),
+    Verdict.UNDECIDED: ("UNDECIDED", "bold yellow"),
+}
+SEVERITIES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.NOTE: "bold blue"}
+
+
+def write(run: Run, out: TextIO, style: Style) -> None:
+    """Writes a run for people to read."""
+    Page(out, style).write(run)
+
+
+class Page:
+    """A text report while it is written."""
+
+    def __init__(self, out: TextIO, style: Style) -> None:
+        self.style = style
+        self.console = Console(
+            file=out,
+            width=style.width,
+            no_color=True if style.color is False else None,
+            highlight=False,
+            markup=False,
+            emoji=False,
+        )
+        self.plain_characters = not (self.console.encoding or "").lower().startswith("utf")
+
+    def line(self, *parts: str | tuple[str, str], indent: int = 0, first: Text | None = None) -> None:
+        """Text, wrapped; all lines but the first, which may start with `first`, are indented."""
+        text = Text.assemble(*parts)
+        if self.plain_characters:
+            text = Text(self.spelled(text.plain))
+        lines = text.wrap(self.console, max(self.console.width - indent, 20)) if text else [text]
+        for index, wrapped in enumerate(lines):
+            start = first if first and not index else Text(" " * indent)
+            wrapped.rstrip()
+            self.console.print(start + wrapped, soft_wrap=True)
+
+    def pair(self, label: str, value: str) -> None:
+        """A label in the left column, its value wrapped in the right one."""
+        self.line(value, indent=2 + LABEL_WIDTH, first=Text(f"  {label:{LABEL_WIDTH}}", style="dim"))
+
+    def spelled(self, text: str) -> str:
+        """The text in characters that the output can hold."""
+        return text.replace("…", "..").replace("·", "|") if self.plain_characters else text
+
+    # -- the whole
+
+    def write(self, run: Run) -> None:
+        for index, report in enumerate(run.reports):
+            if index and not self.style.quiet:
+                self.line()
+            self.report(report)
+        if len(run.reports) > 1:
+            self.total(run)
+
+    def total(self, run: Run) -> None:
+        verdicts = Counter(report.verdict for report in run.reports if not report.error)
+        unreadable = sum(1 for report in run.reports if report.error)
+        parts = [f"{verdicts[verdict]:,} {verdict.value}" for verdict in Verdict if verdicts[verdict]]
+        if unreadable:
+            parts.append(f"{unreadable:,} not read")
+        if not self.style.quiet:
+            self.line()
+        self.line((f"{count(len(run.reports), 'input')}: {', '.join(parts)}", "bold"))
+
+    def report(self, report: Report) -> None:
+        if report.error:
+            message = Text.assemble(("ERROR ", "bold red"), (escaped(report.error.message), "bold"))
+            self.console.print(message, soft_wrap=True)  # a path that is broken in two cannot be copied
+            if not self.style.quiet:
+                self.line(escaped(report.error.hint), indent=8, first=Text("  hint: ", style="dim"))
+            return
+        word, color = VERDICTS[report.verdict]
+        name = escaped(report.subjects[0])
+        end = f": {found(report)}" if self.style.quiet else ""
+        self.console.print(Text.assemble((f"{word} ", color), (name, "bold"), end), soft_wrap=True)
+        if self.style.quiet:
+            return
+        self.line(summary(report), indent=2)
+        groups = by_group(report.layers)
+        for group, layers in groups.items():
+            self.group(group, layers, alone=len(groups) == 1)
+        self.findings(report.findings)
+        if report.notes:
+            self.line()
+        for note in report.notes:
+            self.line(escaped(note), indent=7, first=Text("  note ", style=SEVERITIES[Severity.NOTE]))
+        self.undecided(report)
+
+    # -- the layers of a group
+
+    def group(self, name: str, layers: Sequence[LayerSummary], *, alone: bool) -> None:
+        self.line()
+        if name or not alone:
+            self.pair("group", escaped(name) or "(the whole file)")
+        for label, value in settings_of(layers):
+            self.pair(label, escaped(value))
+        if self.style.verbose or len(layers) <= MAX_ROWS:
+            self.table(layers)
+        else:
+            self.extremes(layers)
+
+    def table(self, layers: Sequence[LayerSummary]) -> None:
+        """A row for each layer; a name that is too long for its column has a line of its own.
+
+        Minimum, median and maximum have three digits and a histogram where the width allows it, else two digits.
+        """
+        names = [escaped(layer.name) or "(the module itself)" for layer in layers]
+        name_width = max(map(cell_len, [*names, "layer"]))
+        with_counters = len({layer.num_batches_tracked for layer in layers}) > 1
+        for digits, with_bars in ((3, not self.plain_characters), (3, False), (2, False)):
+            header, rows = self.cells(layers, digits, with_counters=with_counters)
+            widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
+            room = self.console.width - 2 - sum(width + 2 for width in widths) - (len(BARS) + 1) * with_bars
+            if room >= name_width:
+                break
+        name_width = max(min(name_width, room), cell_len("layer"))
+        self.line()
+        self.row("layer", name_width, header, widths, Text(), "dim")
+        for layer, name, row in zip(layers, names, rows, strict=True):
+            self.row(name, name_width, row, widths, Text(bars(layer.running_var) if with_bars else "", "cyan"))
+
+    def cells(
+        self, layers: Sequence[LayerSummary], digits: int, *, with_counters: bool
+    ) -> tuple[list[str], list[list[str]]]:
+        """The header and the rows of the table, without the names."""
+        header = ["channels", *["updates"] * with_counters, "running_mean", "running_var"]
+        rows = [
+            [
+                plain_count(layer.num_features),
+                *[plain_count(layer.num_batches_tracked)] * with_counters,
+                self.spread(layer.running_mean, digits),
+                self.spread(layer.running_var, digits),
+            ]
+            for layer in layers
+        ]
+        return header, rows
+
+    def row(
+        self, name: str, name_width: int, cells: Sequence[str], widths: Sequence[int], end: Text, style: str = ""
+    ) -> None:
+        columns = "".join(
+            "  " + " " * (width - cell_len(cell)) + cell for cell, width in zip(cells, widths, strict=True)
+        )
+        if cell_len(name) > name_width:
+            self.console.print(Text(f"  {name}", style), soft_wrap=True)
+            name = ""
+        text = Text.assemble((f"  {name}{' ' * (name_width - cell_len(name))}{columns}", style), "  ", end)
+        text.rstrip()
+        self.console.print(text, soft_wrap=True)
+
+    def spread(self, distribution: Distribution | None, digits: int) -> str:
+        """Minimum, median and maximum."""
+        if distribution is None:
+            return "-"
+        values = (distribution.min, distribution.median, distribution.max)
+        return self.spelled(" … ".join(f"{value:.{digits}g}" for value in values))
+
+    def extremes(self, layers: Sequence[LayerSummary]) -> None:
+        """The least and the greatest value of each buffer, and the layers they stand in."""
+        for buffer in ("running_mean", "running_var"):
+            held = [(getattr(layer, buffer), layer.name) for layer in layers if getattr(layer, buffer) is not None]
+            if not held:
+                continue
+            low, low_at = min(((d.min, name) for d, name in held), key=not_a_number_first)
+            high, high_at = max(((d.max, name) for d, name in held), key=not_a_number_last)
+            self.pair(buffer, f"{short(low)} ({escaped(low_at)}) … {short(high)} ({escaped(high_at)})")
+        self.pair("", "--verbose shows each layer")
+
+    # -- what was found
+
+    def findings(self, findings: Sequence[Finding]) -> None:
+        folded: defaultdict[tuple[str, Severity, str], list[Finding]] = defaultdict(list)
+        for finding in findings:
+            folded[finding.rule, finding.severity, finding.fix].append(finding)
+        worst_first = sorted(folded.items(), key=lambda item: -list(Severity).index(item[0][1]))
+        for (rule, severity, fix), same in worst_first:
+            self.line()
+            title = Text.assemble("  ", (f"{severity.value} ", SEVERITIES[severity]), (rule, "bold"))
+            self.console.print(title, soft_wrap=True)
+            names = [escaped(place(finding)) for finding in same if finding.layer is not None]
+            if names:
+                shown = few(names, len(names) if self.style.verbose else NAMED_LAYERS)
+                self.line(f"{count(len(names), 'layer')}: {shown}" if len(names) > 1 else shown, indent=4)
+            messages = list(dict.fromkeys(finding.message for finding in same))
+            for message in messages if self.style.verbose else messages[:1]:
+                self.line(escaped(message), indent=4)
+            self.line(escaped(fix), indent=9, first=Text("    fix: ", style="dim"))
+
+    def undecided(self, report: Report) -> None:
+        reasons: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+        for open_ in report.undecided:
+            reasons[open_.rule, open_.reason].append(open_.layer or "")
+        if reasons:
+            self.line()
+        for (rule, reason), layers in reasons.items():
+            named = [escaped(layer) for layer in layers if layer]
+            where = f" ({few(named)})" if named and len(named) < len(report.layers) else ""
+            self.line((f"not decided: {rule}{where}: {escaped(reason)}", "dim"), indent=2)
+
+
+# -- words for a report
+
+
+def summary(report: Report) -> str:
+    """`torch.save · 53 BatchNorm2d layers`, and what was found."""
+    if not report.layers:
+        return f"{report.format} · no BatchNorm layer"
+    kinds = Counter(layer.kind.value for layer in report.layers)
+    named = " and ".join(count(total, f"{kind} layer") for kind, total in kinds.most_common(NAMED_LAYERS))
+    if len(kinds) > NAMED_LAYERS:
+        named = count(len(report.layers), "layer")
+    return f"{report.format} · {named} · {found(report)}"
+
+
+def found(report: Report) -> str:
+    """`1 error, 2 warnings`."""
+    severities = Counter(finding.severity for finding in report.findings)
+    counted = [count(severities[severity], severity.value) for severity in reversed(Severity) if severities[severity]]
+    return ", ".join(counted) or "no findings"
+
+
+def by_group(layers: Iterable[LayerSummary]) -> dict[str, list[LayerSummary]]:
+    groups: defaultdict[str, list[LayerSummary]] = defaultdict(list)
+    for layer in layers:
+        groups[layer.group].append(layer)
+    return groups
+
+
+def settings_of(layers: Sequence[LayerSummary]) -> list[tuple[str, str]]:
+    """Each setting on a line: what most layers have, then the odd ones by name; the unknown ones together."""
+    lines: list[tuple[str, str]] = []
+    columns: list[tuple[str, Callable[[LayerSummary], str | None]]] = [
+        ("kind", lambda layer: setting(layer.kind)),
+        ("affine", lambda layer: setting(layer.affine)),
+        ("track_running_stats", lambda layer: setting(layer.track_running_stats)),
+        ("momentum", lambda layer: setting(layer.momentum)),
+        ("eps", lambda layer: setting(layer.eps)),
+        ("mode", lambda layer: setting(layer.training, {True: "train", False: "eval"})),
+        ("num_batches_tracked", lambda layer: plain_count(layer.num_batches_tracked)),
+        ("dtype", lambda layer: layer.dtype or "-"),
+        ("as saved", lambda layer: behaviour(layer.behaviour)),
+    ]
+    unknown = []
+    for label, value_of in columns:
+        value = common_and_odd(layers, value_of)
+        if value is None:
+            unknown.append(label)
+        else:
+            lines.append((label, value))
+    if unknown:
+        lines.append(("not in the file", ", ".join(label for label in unknown if label != "as saved")))
+    return lines
+
+
+def common_and_odd(layers: Sequence[LayerSummary], value_of: Callable[[LayerSummary], str | None]) -> str | None:
+    """`0.1 (stored); 0.01 (stored) in 2 layers: a, b`; None where no layer has a known value."""
+    places: defaultdict[str | None, list[str]] = defaultdict(list)
+    for layer in layers:
+        places[value_of(layer)].append(layer.name)
+    if set(places) == {None}:
+        return None
+    (usual, _), *odd = sorted(places.items(), key=lambda item: -len(item[1]))
+    parts = [usual or "unknown"]
+    for value, names in odd[:NAMED_LAYERS]:
+        parts.append(f"{value or 'unknown'} in {count(len(names), 'layer')}: {few(names)}")
+    if len(odd) > NAMED_LAYERS:
+        parts.append(f"and {count(len(odd) - NAMED_LAYERS, 'other value')}")
+    return "; ".join(parts)
+
+
+def setting(held: Setting[Any], words: dict[bool, str] | None = None) -> str | None:
+    if held.known is Known.UNKNOWN:
+        return None
+    value = held.value
+    if words and isinstance(value, bool):
+        shown = words[value]
+    elif isinstance(value, float):
+        shown = number(value)
+    elif value is None:
+        shown = "None (cumulative average)"
+    else:
+        shown = str(value)
+    return f"{shown} ({held.known.value})"
+
+
+def behaviour(held: Behaviour) -> str | None:
+    match held.normalises_with:
+        case Normalises.RUNNING:
+            return "normalises with its running statistics"
+        case Normalises.BATCH if held.updates_statistics:
+            return "normalises by the batch and rewrites its statistics"
+        case Normalises.BATCH:
+            return "normalises by the batch"
+        case Normalises.FAILS:
+            return "raises an error: one of the two buffers is missing"
+        case Normalises.UNKNOWN:
+            return None
+
+
+def place(finding: Finding) -> str:
+    return f"{finding.group}: {finding.layer}" if finding.group else finding.layer or "(the module itself)"
+
+
+def plain_count(value: int | float | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def short(value: float) -> str:
+    """Three significant digits: a column holds two of them."""
+    return f"{value:.3g}"
+
+
+def bars(distribution: Distribution | None) -> str:
+    """How the channels spread from minimum to maximum, a block for each eighth of the way."""
+    if distribution is None or not distribution.histogram:
+        return ""
+    highest = max(distribution.histogram)
+    return "".join(BARS[-(-held * (len(BARS) - 1) // highest)] for held in distribution.histogram)
+
+
+def not_a_number_first(item: tuple[float, str]) -> tuple[bool, float]:
+    value = item[0]
+    return (value == value, value if value == value else 0.0)  # noqa: PLR0124 - false for NaN only
+
+
+def not_a_number_last(item: tuple[float, str]) -> tuple[bool, float]:
+    value = item[0]
+    return (value != value, value if value == value else 0.0)  # noqa: PLR0124
+
+
+def escaped(text: str) -> str:
+    """Control characters, directional marks and lone surrogates spelled out; all else as it is."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for character in text
+    )

@@ -1,0 +1,229 @@
+"""What is examined: the BatchNorm layers of a checkpoint, and what is known about each.
+
+Readers (`bncheck.checkpoints`) and live models (`bncheck.evaluation`) make these, rules judge them.
+Nothing here knows a file format, a rule or a report.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import product
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+T = TypeVar("T")
+
+
+class Known(Enum):
+    """How the value of a setting is known."""
+
+    STORED = "stored"  # the file says so
+    INFERRED = "inferred"  # follows from the tensors that are present
+    ARCHITECTURE = "architecture"  # from the model that the user named
+    UNKNOWN = "unknown"  # nothing says so: there is no value, and no default stands in for it
+
+
+@dataclass(frozen=True, slots=True)
+class Setting(Generic[T]):
+    """A value and how it is known. `None` known as stored is a value (momentum=None), not a gap."""
+
+    value: T | None
+    known: Known
+
+    @property
+    def is_known(self) -> bool:
+        return self.known is not Known.UNKNOWN
+
+
+UNKNOWN: Setting[Any] = Setting(None, Known.UNKNOWN)
+
+
+def stored(value: T | None) -> Setting[T]:
+    """A setting that the file holds."""
+    return Setting(value, Known.STORED)
+
+
+def inferred(value: T) -> Setting[T]:
+    """A setting that follows from the tensors in the file."""
+    return Setting(value, Known.INFERRED)
+
+
+class Normalises(Enum):
+    """What a layer divides by when its forward runs as saved."""
+
+    RUNNING = "running"
+    BATCH = "batch"
+    FAILS = "fails"  # torch raises: one of the two buffers is missing
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """What a layer does as saved. `updates_statistics` is None where the mode is not known."""
+
+    normalises_with: Normalises
+    updates_statistics: bool | None
+
+
+class StatisticsUse(Enum):
+    """How the class of a layer treats running statistics."""
+
+    BATCHNORM = "batchnorm"  # torch.nn.modules.batchnorm._BatchNorm: mode and tracking decide
+    FROZEN = "frozen"  # FrozenBatchNorm2d: always the running statistics, never an update
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor of a checkpoint whose values are read only when asked for.
+
+    `read` returns a C-contiguous array of `shape`; 16- and 8-bit floats as float32, which holds them exactly.
+    It is None where the file holds no numbers: lazy, on the meta device, quantised or sparse.
+    """
+
+    dtype: str  # PyTorch's name, "float32"
+    shape: tuple[int, ...]
+    read: Callable[[], Array] | None
+
+    @property
+    def size(self) -> int:
+        size = 1
+        for extent in self.shape:
+            size *= extent
+        return size
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNormLayer:
+    """One BatchNorm layer, or a relative that keeps running statistics.
+
+    Statistics and parameters have shape `(num_features,)`. `name` is free of wrapper prefixes
+    (`module.`, `_orig_mod.`); `stored_name` is what the file calls the layer.
+    """
+
+    name: str
+    group: str
+    kind: Setting[str]
+    num_features: int | None
+    stored_name: str = ""
+    class_path: str | None = None
+    use: StatisticsUse = StatisticsUse.BATCHNORM
+    eps: Setting[float] = UNKNOWN
+    momentum: Setting[float] = UNKNOWN
+    affine: Setting[bool] = UNKNOWN
+    track_running_stats: Setting[bool] = UNKNOWN
+    training: Setting[bool] = UNKNOWN
+    baked: bool = False  # the mode is a constant of a graph: eval() does not change it
+    running_mean: Array | None = None
+    running_var: Array | None = None
+    weight: Array | None = None
+    bias: Array | None = None
+    num_batches_tracked: int | float | None = None
+    dtype: str | None = None
+    without_data: tuple[str, ...] = ()  # tensors that exist but hold no numbers: lazy, meta, quantised
+
+    def has(self, tensor: str) -> bool:
+        """Whether the layer holds this tensor, with or without data."""
+        return tensor in self.without_data or getattr(self, tensor) is not None
+
+    @property
+    def behaviour(self) -> Behaviour:
+        """What forward does as saved, from training x track_running_stats x the buffers present.
+
+        A setting that is not known is tried both ways; what differs between the two is unknown.
+        """
+        if self.use is StatisticsUse.FROZEN:
+            return Behaviour(Normalises.RUNNING, updates_statistics=False)
+        modes = [self.training.value] if self.training.is_known else [True, False]
+        tracks = [self.track_running_stats.value] if self.track_running_stats.is_known else [True, False]
+        outcomes = {
+            forward_behaviour(
+                training=bool(mode),
+                track_running_stats=bool(track),
+                has_mean=self.has("running_mean"),
+                has_var=self.has("running_var"),
+                # momentum 0 counts batches but moves nothing
+                frozen_by_momentum=self.momentum.value == 0.0,
+            )
+            for mode, track in product(modes, tracks)
+        }
+        normalises = {outcome.normalises_with for outcome in outcomes}
+        updates = {outcome.updates_statistics for outcome in outcomes}
+        return Behaviour(
+            normalises.pop() if len(normalises) == 1 else Normalises.UNKNOWN,
+            updates.pop() if len(updates) == 1 else None,
+        )
+
+
+def forward_behaviour(
+    *,
+    training: bool,
+    track_running_stats: bool,
+    has_mean: bool,
+    has_var: bool,
+    frozen_by_momentum: bool = False,
+) -> Behaviour:
+    """What `torch.nn.modules.batchnorm._BatchNorm.forward` does with these flags (torch >= 1.6).
+
+    In eval mode the buffers are used whenever they are there, whatever track_running_stats says;
+    in train mode they are handed on only when it is True.
+    """
+    by_batch = training or not (has_mean or has_var)
+    hands_on = track_running_stats or not training
+    if hands_on and has_mean != has_var:
+        return Behaviour(Normalises.FAILS, updates_statistics=False)
+    updates = training and track_running_stats and has_mean and not frozen_by_momentum
+    return Behaviour(Normalises.BATCH if by_batch else Normalises.RUNNING, updates)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One state dict or module of a file; `name` is its path in the file, "" for the whole file."""
+
+    name: str
+    contents: str  # "state_dict" or "module"
+    tensors: Mapping[str, Tensor]  # by wrapper-free name
+    layers: tuple[BatchNormLayer, ...]
+
+
+class Use(Enum):
+    """What loading the file would do with a global that it refers to."""
+
+    REFERENCED = "referenced"  # imported, not called
+    INSTANTIATED = "instantiated"  # an object of the class is made without calling __init__, then given its state
+    CALLED = "called"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class GlobalReference:
+    """A function or class that unpickling the file would import."""
+
+    module: str
+    name: str
+    use: str  # a value of Use; a plain string so that references sort
+
+    @property
+    def path(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A file that was read without running it."""
+
+    source: str
+    format: str
+    groups: tuple[Group, ...]
+    globals: tuple[GlobalReference, ...] = ()
+    facts: Mapping[str, str | int | float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def layers(self) -> tuple[BatchNormLayer, ...]:
+        return tuple(layer for group in self.groups for layer in group.layers)

@@ -1,0 +1,39 @@
+"""How numbers, channels and lists of names are put into words, everywhere alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FEW = 3
+LONGEST_NAME = 200
+
+
+def count(number: int, noun: str) -> str:
+    """`1 layer`, `1,200 layers`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def number(value: float) -> str:
+    """Four significant digits, no trailing zeros; `nan` and `inf` as they are."""
+    return f"{value:.4g}"
+
+
+def quoted(name: str) -> str:
+    """A name from a file in quotes, shortened if it is longer than any real one."""
+    return repr(name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}...")
+
+
+def few(names: Sequence[object], most: int = FEW) -> str:
+    """`3, 7, 12 and 14 more`."""
+    shown = ", ".join(str(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
+
+
+def channels(indices: Sequence[int], total: int) -> str:
+    """`channel 3 of 64`, `channels 3, 7, 12 and 14 more of 64`, `all 64 channels`."""
+    if len(indices) == total:
+        return f"all {count(total, 'channel')}" if total > 1 else "its only channel"
+    return f"channel{'s' if len(indices) > 1 else ''} {few(indices)} of {total:,}"
