@@ -37,6 +37,7 @@ STORAGE_DTYPES = {
     "UntypedStorage": "uint8",
 }
 
+LONGEST_BYTES = 4096
 ALIASES = {
     "double": "float64",
     "float": "float32",
@@ -163,6 +164,25 @@ def default_dict(*_: object) -> Dictionary:
     return Dictionary()
 
 
+def encode(text: object, _encoding: object = None) -> object:
+    """`_codecs.encode(text, "latin1")` is how protocol 2 spells bytes.
+
+    Long ones (an array of numpy, say) stay text: nobody asks for them, and a file can repeat them at no cost of its own.
+    """
+    if not isinstance(text, str):
+        raise Damaged("bytes are not made from text")
+    return text.encode("latin1", "replace") if len(text) <= LONGEST_BYTES else text
+
+
+def collect(values: object = ()) -> object:
+    """`set([...])`, `frozenset`, `bytes` and their like: the values are all there is to know."""
+    return list(values) if isinstance(values, tuple) else values
+
+
+def no_bytes(values: object = b"") -> object:
+    return values
+
+
 def size(values: object = ()) -> tuple[int, ...]:
     return counts(values)
 
@@ -181,6 +201,9 @@ CONSTRUCTORS: dict[tuple[str, str], Callable[..., object]] = {
     ("torch.nn.parameter", "UninitializedParameter"): uninitialized,
     ("torch.nn.parameter", "UninitializedBuffer"): uninitialized,
     ("torch", "Size"): size,
+    ("_codecs", "encode"): encode,
+    **{(module, name): collect for module in ("builtins", "__builtin__") for name in ("set", "frozenset", "list")},
+    **{(module, name): no_bytes for module in ("builtins", "__builtin__") for name in ("bytes", "bytearray")},
     ("collections", "OrderedDict"): ordered_dict,
     ("collections", "defaultdict"): default_dict,
 }

@@ -1,0 +1,113 @@
+"""The shape of the source: who may know whom, what each rule and format must have."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from bncheck import checkpoints
+from bncheck.glossary import GLOSSARY
+from bncheck.reports import Format
+from bncheck.rules import RULES
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "bncheck"
+
+# What each part may import of bncheck. Arrows that are not here do not exist.
+MAY_KNOW: dict[str, set[str]] = {
+    "errors": set(),
+    "subjects": set(),
+    "wording": set(),
+    "glossary": set(),
+    "findings": {"subjects"},
+    "rules": {"subjects", "findings", "wording", "rules"},
+    "checkpoints": {"subjects", "errors", "wording", "checkpoints"},
+    "evaluation": {"subjects", "errors", "wording", "checkpoints", "evaluation"},
+    "gate": {"findings"},
+    "selection": {"subjects"},
+    "diagnosis": {"subjects", "findings", "rules", "gate", "errors"},
+    "inspection": {"checkpoints", "diagnosis", "errors", "selection", "findings", "subjects"},
+    "reports": {"findings", "subjects", "wording", "reports", "errors", "rules", "glossary"},
+    "cli": {"errors", "reports", "inspection", "selection", "evaluation", "findings", "gate"},
+    "__main__": {"cli"},
+    "__init__": {"errors"},
+}
+# Only these may import it, and nothing that a static command imports does.
+TORCH = {"evaluation"}
+BANNED_NAMES = {"utils", "helpers", "common", "core", "base", "manager"}
+HEADINGS = ["What it checks", "Why it matters", "When it is wrong", "What to do", "Seen in"]
+
+
+def part_of(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: absolute imports only"
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_knows_only_what_it_may(path: Path) -> None:
+    part = part_of(path)
+    known = {name.split(".")[1] for name in imports_of(path) if name.startswith("bncheck.")} - {"__version__"}
+    assert known <= MAY_KNOW[part]
+    if part not in TORCH:
+        assert not any(name.split(".")[0] in ("torch", "torchvision") for name in imports_of(path))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_names_say_what_a_file_is_for(path: Path) -> None:
+    assert path.stem not in BANNED_NAMES
+
+
+def test_a_rule_imports_no_other_rule() -> None:
+    for path in (PACKAGE / "rules").glob("*.py"):
+        if path.stem != "__init__":
+            assert not any(name.startswith("bncheck.rules") for name in imports_of(path)), path
+
+
+def test_the_catalogue_holds_every_rule_file() -> None:
+    files = {path.stem.replace("_", "-") for path in (PACKAGE / "rules").glob("*.py")} - {"--init--"}
+    assert sorted(rule.id for rule in RULES) == sorted(files)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
+def test_a_rule_has_an_explanation_a_test_and_a_kebab_name(rule) -> None:  # type: ignore[no-untyped-def]
+    assert re.fullmatch(r"[a-z]+(-[a-z]+)+", rule.id)
+    assert re.findall(r"^## (.*)$", rule.explanation, re.MULTILINE) == HEADINGS
+    assert re.search(r"[.]$", rule.summary), "the first line is a sentence"
+    assert (ROOT / "tests" / "rules" / f"test_{rule.id.replace('-', '_')}.py").exists()
+    assert (rule.layer is None) != (rule.checkpoint is None)
+    assert set(rule.supersedes) <= {other.id for other in RULES}
+
+
+def test_every_format_of_checkpoints_is_registered_and_tested() -> None:
+    """A reader is a file with `recognises` and `read`; none may be forgotten in FORMATS."""
+    readers = {path.stem for path in (PACKAGE / "checkpoints").glob("*.py") if "\ndef recognises(" in path.read_text()}
+    assert {format_.__name__.rpartition(".")[2] for format_ in checkpoints.FORMATS} == readers  # type: ignore[attr-defined]
+    assert len({format_.FORMAT for format_ in checkpoints.FORMATS}) == len(checkpoints.FORMATS)
+    tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests" / "checkpoints").glob("test_*.py")}
+    assert readers - {"sharded"} <= tests  # the shards are tested with what they are made of
+
+
+def test_every_report_format_is_a_file() -> None:
+    files = {path.stem for path in (PACKAGE / "reports").glob("*.py")} - {"__init__", "manual"}
+    assert {format_.value for format_ in Format} == files
+
+
+def test_every_parameter_of_a_batchnorm_is_explained() -> None:
+    for text in GLOSSARY.values():
+        assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["Meaning", "Formula", "The usual error"]
