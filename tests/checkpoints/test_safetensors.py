@@ -42,9 +42,9 @@ def network() -> nn.Sequential:
     return made
 
 
-def write_shards(folder: Path) -> Path:
+def write_shards(folder: Path, made: nn.Module | None = None) -> Path:
     """Two shards and their index, as Hugging Face lays them out."""
-    state = network().state_dict()
+    state = (made or network()).state_dict()
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     shards: dict[str, dict[str, torch.Tensor]] = {name: {} for name in names}
     for index, (key, value) in enumerate(state.items()):

@@ -1,0 +1,57 @@
+# Each target sets up what it needs: a virtual environment in .venv, with the versions of constraints.txt.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SAMPLES := sample_checkpoints
+
+.PHONY: demo test lint bench readme samples smoke clean
+
+demo: $(VENV)/installed  ## show what bncheck does, on the samples
+	$(BIN)/bncheck inspect $(SAMPLES)/healthy_module.pt
+	@echo
+	$(BIN)/bncheck inspect $(SAMPLES)/non-finite-statistics.pt || test $$? -eq 1
+	@echo
+	$(BIN)/bncheck inspect --quiet $(SAMPLES) || test $$? -eq 1
+
+test: $(VENV)/installed-dev  ## all tests, the slow ones too
+	$(BIN)/python tests/real_checkpoints.py
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(VENV)/installed-dev  ## style, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed-dev  ## speed and memory, as ratios within one run
+	$(BIN)/python tests/benchmarks/inspect_files.py
+
+readme: $(VENV)/installed-dev  ## write the outputs and tables of the README anew
+	$(BIN)/python tests/readme.py
+
+samples: $(VENV)/installed-dev  ## train the samples anew
+	$(BIN)/python $(SAMPLES)/make.py
+
+smoke: $(VENV)/installed-dev  ## the built wheel, alone in an environment of its own
+	rm -rf build/smoke
+	$(PIP) wheel -q --no-deps -w build/smoke/wheel .
+	$(PYTHON) -m venv build/smoke/venv
+	build/smoke/venv/bin/python -m pip --disable-pip-version-check install -q -c constraints.txt build/smoke/wheel/*.whl
+	cd build/smoke && venv/bin/bncheck inspect ../../$(SAMPLES)/healthy.pt ../../$(SAMPLES)/healthy.safetensors
+	cd build/smoke && venv/bin/python -m bncheck explain momentum > /dev/null
+	rm -rf build/smoke
+
+$(VENV)/python-made:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/installed: $(VENV)/python-made pyproject.toml constraints.txt
+	$(PIP) install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/python-made pyproject.toml constraints.txt
+	$(PIP) install -q -c constraints.txt -e ".[dev,onnx]"
+	touch $@ $(VENV)/installed
+
+clean:
+	rm -rf $(VENV) build dist
