@@ -167,7 +167,7 @@ def default_dict(*_: object) -> Dictionary:
 def encode(text: object, _encoding: object = None) -> object:
     """`_codecs.encode(text, "latin1")` is how protocol 2 spells bytes.
 
-    Long ones (an array of numpy, say) stay text: nobody asks for them, and a file can repeat them at no cost of its own.
+    Long ones (an array of numpy, say) stay text: nobody asks for them, and a file can repeat them for free.
     """
     if not isinstance(text, str):
         raise Damaged("bytes are not made from text")

@@ -160,9 +160,9 @@ class ZipArchive:
             raise self._damaged(f"packs {quoted(name)} in a way that torch does not read")
         try:
             unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-            unpacked = unpacker.decompress(data, entry.size)
+            unpacked = unpacker.decompress(data, entry.size + 1)  # 0 would be no limit
         except zlib.error as error:
             raise self._damaged(f"has {quoted(name)} damaged: {error}") from None
         if len(unpacked) != entry.size:
-            raise self._damaged(f"has {quoted(name)} shorter than it says")
+            raise self._damaged(f"has {quoted(name)} of another size than it says")
         return unpacked

@@ -60,7 +60,10 @@ WRITERS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     ),
     "`torch.save` of a module, whose classes may be absent": ("torch.save", write_torch(network)),
     "safetensors": ("safetensors", write_safetensors),
-    "safetensors in shards, with their index, or the folder": ("safetensors, sharded", lambda folder: write_shards(folder, network())),
+    "safetensors in shards, with their index, or the folder": (
+        "safetensors, sharded",
+        lambda folder: write_shards(folder, network()),
+    ),
 }
 
 

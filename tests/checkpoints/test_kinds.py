@@ -84,7 +84,7 @@ def test_the_kind_is_inferred_or_left_open_but_never_wrong(
 
 
 def test_what_feeds_and_what_is_fed_must_agree(tmp_path: Path, read: Read) -> None:
-    """The neck of re-identification networks: convolutions, a pooling that leaves no trace, BatchNorm1d, a classifier."""
+    """The neck of re-identification: convolutions, a pooling that leaves no trace, BatchNorm1d, a classifier."""
     network = nn.ModuleDict(
         {
             "base": nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)),
