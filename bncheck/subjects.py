@@ -225,5 +225,11 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
 
     @property
+    def optimizer_steps(self) -> int | None:
+        """How many steps the optimizer in the file made; None where it does not say."""
+        steps = self.facts.get("optimizer_steps")
+        return steps if isinstance(steps, int) else None
+
+    @property
     def layers(self) -> tuple[BatchNormLayer, ...]:
         return tuple(layer for group in self.groups for layer in group.layers)

@@ -6,6 +6,7 @@ is unpickled. They only arrange what they are given.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -183,6 +184,24 @@ def no_bytes(values: object = b"") -> object:
     return values
 
 
+# numpy's type codes of single numbers
+NUMPY_SCALARS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b", "u1": "B", "b1": "?"}
+
+
+def numpy_scalar(dtype: object, data: object = b"", *_: object) -> object:
+    """`numpy.core.multiarray.scalar(dtype, bytes)`, a number; an inert object where it is another type."""
+    code = dtype.args[0] if isinstance(dtype, Object) and dtype.args else None
+    layout = NUMPY_SCALARS.get(code) if isinstance(code, str) else None
+    if isinstance(data, str):  # protocol 2 of Python 2
+        data = data.encode("latin1", "replace")
+    if layout is None or not isinstance(data, bytes) or len(data) != struct.calcsize(layout):
+        return Object(None, (dtype, data))
+    state = dtype.state if isinstance(dtype, Object) else None
+    big = isinstance(state, tuple) and len(state) > 1 and state[1] == ">"
+    number: object = struct.unpack(f"{'>' if big else '<'}{layout}", data)[0]
+    return number
+
+
 def size(values: object = ()) -> tuple[int, ...]:
     return counts(values)
 
@@ -202,6 +221,8 @@ CONSTRUCTORS: dict[tuple[str, str], Callable[..., object]] = {
     ("torch.nn.parameter", "UninitializedBuffer"): uninitialized,
     ("torch", "Size"): size,
     ("_codecs", "encode"): encode,
+    ("numpy.core.multiarray", "scalar"): numpy_scalar,
+    ("numpy._core.multiarray", "scalar"): numpy_scalar,
     **{(module, name): collect for module in ("builtins", "__builtin__") for name in ("set", "frozenset", "list")},
     **{(module, name): no_bytes for module in ("builtins", "__builtin__") for name in ("bytes", "bytearray")},
     ("collections", "OrderedDict"): ordered_dict,

@@ -9,6 +9,7 @@ from bncheck.checkpoints.contents import groups_of
 from bncheck.checkpoints.pickles import MAX_BYTES, read_pickle
 from bncheck.checkpoints.tensors import strided_tensor
 from bncheck.checkpoints.torch_objects import CONSTRUCTORS, StorageRecord, TensorRecord, storage_of
+from bncheck.checkpoints.training_facts import facts_of
 from bncheck.checkpoints.zip_archive import LOCAL_MAGIC, STORED, ZipArchive
 from bncheck.errors import UnreadableError, UnsupportedError
 from bncheck.subjects import Checkpoint, Tensor
@@ -50,7 +51,8 @@ def read(source: Source) -> Checkpoint:
     archive_of = Storages(archive, root)
     pickle = read_pickle(archive.read(f"{root}data.pkl", MAX_BYTES), source.name, CONSTRUCTORS, storage_of)
     groups = groups_of(pickle.value, source.name, archive_of.tensor)
-    return Checkpoint(source.name, FORMAT, groups, tuple(sorted(pickle.globals)))
+    facts = facts_of(pickle.value, archive_of.tensor)
+    return Checkpoint(source.name, FORMAT, groups, tuple(sorted(pickle.globals)), facts)
 
 
 def root_of(archive: ZipArchive) -> str:

@@ -111,6 +111,9 @@ class Page:
         if self.style.quiet:
             return
         self.line(summary(report), indent=2)
+        if self.style.verbose and report.facts:
+            facts = ", ".join(f"{name} {value}" for name, value in report.facts.items())
+            self.line(escaped(facts), indent=2)
         groups = by_group(report.layers)
         for group, layers in groups.items():
             self.group(group, layers, alone=len(groups) == 1)
