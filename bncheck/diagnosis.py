@@ -142,7 +142,8 @@ def distribution(values: Array | None) -> Distribution | None:
 
     if values is None or not values.size:
         return None
-    ordered = np.sort(values.astype(np.float64))
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        ordered = np.sort(values.astype(np.float64))
     finite = ordered[np.isfinite(ordered)]
     if np.isnan(ordered[-1]):  # NaN sorts last
         low = median = high = float("nan")
