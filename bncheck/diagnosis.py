@@ -137,7 +137,7 @@ def summarise(layer: BatchNormLayer) -> LayerSummary:
 
 
 def distribution(values: Array | None) -> Distribution | None:
-    """Minimum, median and maximum over the channels, NaN where any is NaN, as torch has it."""
+    """The spread of a per-channel tensor; None where there is none."""
     import numpy as np
 
     if values is None or not values.size:
@@ -145,14 +145,21 @@ def distribution(values: Array | None) -> Distribution | None:
     with np.errstate(invalid="ignore"):  # a signalling NaN
         ordered = np.sort(values.astype(np.float64))
     finite = ordered[np.isfinite(ordered)]
-    if np.isnan(ordered[-1]):  # NaN sorts last
-        low = median = high = float("nan")
-    else:
-        low, high = float(ordered[0]), float(ordered[-1])
-        with np.errstate(invalid="ignore"):  # -inf and inf in the middle
-            median = float((ordered[(ordered.size - 1) // 2] + ordered[ordered.size // 2]) / 2)
+    everything = (float("nan"),) * 3 if np.isnan(ordered[-1]) else spread(ordered)  # NaN sorts last
     bins: tuple[int, ...] = ()
     if finite.size and finite[-1] > finite[0]:
-        scaled = (finite - finite[0]) / (finite[-1] - finite[0]) * HISTOGRAM_BINS
+        scaled = (finite / 2 - finite[0] / 2) / (finite[-1] / 2 - finite[0] / 2) * HISTOGRAM_BINS
         bins = tuple(np.bincount(np.minimum(scaled.astype(int), HISTOGRAM_BINS - 1), minlength=HISTOGRAM_BINS).tolist())
-    return Distribution(low, median, high, values.size - finite.size, bins)
+    return Distribution(
+        *everything,
+        non_finite=values.size - finite.size,
+        finite=spread(finite) if finite.size else None,
+        histogram=bins,
+    )
+
+
+def spread(ordered: Array) -> tuple[float, float, float]:
+    """Minimum, median and maximum of sorted numbers. Halves are added, as the sum of two may be too large."""
+    low, high = ordered[(ordered.size - 1) // 2], ordered[ordered.size // 2]
+    median = low if low == high else low / 2 + high / 2
+    return float(ordered[0]), float(median), float(ordered[-1])

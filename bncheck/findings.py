@@ -103,12 +103,17 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """The spread of a buffer over its channels. `histogram` counts channels in equal bins from min to max."""
+    """The spread of a buffer over its channels.
+
+    `min`, `median` and `max` are over all channels, NaN where any is NaN, as torch has it; `finite` has the same of
+    the finite ones. `histogram` counts the finite channels in equal bins from their minimum to their maximum.
+    """
 
     min: float
     median: float
     max: float
     non_finite: int
+    finite: tuple[float, float, float] | None
     histogram: tuple[int, ...]
 
 

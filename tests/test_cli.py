@@ -70,11 +70,12 @@ PASSED model.pt
   eps                   1e-05 (stored)
   mode                  eval (stored)
   num_batches_tracked   1
-  dtype                 float32
+  dtype of statistics   float32
   as saved              normalises with its running statistics
 
   layer  channels        running_mean         running_var
   1             2  0.15 … 0.225 … 0.3  1.07 … 1.32 … 1.57  █      █
+  (min … median … max over the channels; bars: channels by running_var)
 """
     )
 

@@ -100,6 +100,7 @@ def distribution_object(distribution: Distribution | None) -> dict[str, Any] | N
         "median": distribution.median,
         "max": distribution.max,
         "non_finite": distribution.non_finite,
+        "finite": distribution.finite and dict(zip(("min", "median", "max"), distribution.finite, strict=True)),
         "histogram": distribution.histogram,
     }
 

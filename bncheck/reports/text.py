@@ -156,6 +156,8 @@ class Page:
         self.row("layer", name_width, header, widths, Text(), "dim")
         for layer, name, row in zip(layers, names, rows, strict=True):
             self.row(name, name_width, row, widths, Text(bars(layer.running_var) if with_bars else "", "cyan"))
+        legend = "min … median … max over the channels" + ("; bars: channels by running_var" * with_bars)
+        self.line((self.spelled(f"({legend})"), "dim"), indent=2)
 
     def cells(
         self, layers: Sequence[LayerSummary], digits: int, *, with_counters: bool
@@ -187,11 +189,13 @@ class Page:
         self.console.print(text, soft_wrap=True)
 
     def spread(self, distribution: Distribution | None, digits: int) -> str:
-        """Minimum, median and maximum."""
+        """Minimum, median and maximum of what is finite, and how much is not."""
         if distribution is None:
             return "-"
-        values = (distribution.min, distribution.median, distribution.max)
-        return self.spelled(" … ".join(f"{value:.{digits}g}" for value in values))
+        if distribution.finite is None:
+            return "not finite"
+        shown = " … ".join(f"{value:.{digits}g}" for value in distribution.finite)
+        return self.spelled(f"{shown}, {distribution.non_finite} not" if distribution.non_finite else shown)
 
     def extremes(self, layers: Sequence[LayerSummary]) -> None:
         """The least and the greatest value of each buffer, and the layers they stand in."""
@@ -199,9 +203,14 @@ class Page:
             held = [(getattr(layer, buffer), layer.name) for layer in layers if getattr(layer, buffer) is not None]
             if not held:
                 continue
-            low, low_at = min(((d.min, name) for d, name in held), key=not_a_number_first)
-            high, high_at = max(((d.max, name) for d, name in held), key=not_a_number_last)
-            self.pair(buffer, f"{short(low)} ({escaped(low_at)}) … {short(high)} ({escaped(high_at)})")
+            finite = [(d.finite, name) for d, name in held if d.finite]
+            if finite:
+                low, low_at = min(((spread[0], name) for spread, name in finite), key=lambda item: item[0])
+                high, high_at = max(((spread[2], name) for spread, name in finite), key=lambda item: item[0])
+                self.pair(buffer, f"{short(low)} ({escaped(low_at)}) … {short(high)} ({escaped(high_at)})")
+            broken = [escaped(name) for d, name in held if d.non_finite]
+            if broken:
+                self.pair(buffer, f"not finite in {count(len(broken), 'layer')}: {few(broken)}")
         self.pair("", "--verbose shows each layer")
 
     # -- what was found
@@ -219,10 +228,18 @@ class Page:
             if names:
                 shown = few(names, len(names) if self.style.verbose else NAMED_LAYERS)
                 self.line(f"{count(len(names), 'layer')}: {shown}" if len(names) > 1 else shown, indent=4)
-            messages = list(dict.fromkeys(finding.message for finding in same))
-            for message in messages if self.style.verbose else messages[:1]:
-                self.line(escaped(message), indent=4)
+            self.messages(same)
             self.line(escaped(fix), indent=9, first=Text("    fix: ", style="dim"))
+
+    def messages(self, same: Sequence[Finding]) -> None:
+        """What was said; of several different messages the first, and where the others are."""
+        first_of = {finding.message: finding for finding in reversed(same)}
+        for message, finding in reversed(first_of.items()):
+            several = len(first_of) > 1 and finding.layer is not None
+            self.line(escaped(f"{place(finding)}: {message}" if several else message), indent=4)
+            if several and not self.style.verbose:
+                self.line((f"({count(len(first_of) - 1, 'other message')} with --verbose)", "dim"), indent=4)
+                break
 
     def undecided(self, report: Report) -> None:
         reasons: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
@@ -247,7 +264,8 @@ def summary(report: Report) -> str:
     named = " and ".join(count(total, f"{kind} layer") for kind, total in kinds.most_common(NAMED_LAYERS))
     if len(kinds) > NAMED_LAYERS:
         named = count(len(report.layers), "layer")
-    return f"{report.format} · {named} · {found(report)}"
+    lenient = report.verdict is Verdict.PASSED and any(f.severity is Severity.WARNING for f in report.findings)
+    return f"{report.format} · {named} · {found(report)}" + " (--fail-on warning would fail)" * lenient
 
 
 def found(report: Report) -> str:
@@ -275,7 +293,7 @@ def settings_of(layers: Sequence[LayerSummary]) -> list[tuple[str, str]]:
         ("eps", lambda layer: setting(layer.eps)),
         ("mode", lambda layer: setting(layer.training, {True: "train", False: "eval"})),
         ("num_batches_tracked", lambda layer: plain_count(layer.num_batches_tracked)),
-        ("dtype", lambda layer: layer.dtype or "-"),
+        ("dtype of statistics", lambda layer: layer.dtype or "-"),
         ("as saved", lambda layer: behaviour(layer.behaviour)),
     ]
     unknown = []
@@ -354,16 +372,6 @@ def bars(distribution: Distribution | None) -> str:
         return ""
     highest = max(distribution.histogram)
     return "".join(BARS[-(-held * (len(BARS) - 1) // highest)] for held in distribution.histogram)
-
-
-def not_a_number_first(item: tuple[float, str]) -> tuple[bool, float]:
-    value = item[0]
-    return (value == value, value if value == value else 0.0)  # noqa: PLR0124 - false for NaN only
-
-
-def not_a_number_last(item: tuple[float, str]) -> tuple[bool, float]:
-    value = item[0]
-    return (value != value, value if value == value else 0.0)  # noqa: PLR0124
 
 
 def escaped(text: str) -> str:

@@ -98,24 +98,36 @@ DATA_CALLS = (
 
 
 def check(checkpoint: Checkpoint) -> Iterator[Evidence | CannotTell]:
-    by_severity: dict[Severity, list[str]] = {}
+    by_severity: dict[Severity, list[GlobalReference]] = {}
     for reference in checkpoint.globals:
         severity = judge(reference)
         if severity:
-            by_severity.setdefault(severity, []).append(reference.path.lstrip("."))
+            by_severity.setdefault(severity, []).append(reference)
     if found := by_severity.get(Severity.ERROR):
         yield Evidence(
-            f"loading it with pickle would import or call {few(found, SHOWN)}",
+            f"loading it with pickle would {deeds(found)}",
             "Do not load it unless you trust its source; use torch.load(..., weights_only=True) or safetensors.",
-            measured={"globals": tuple(found)},
+            measured=measured(found),
         )
     if found := by_severity.get(Severity.NOTE):
         yield Evidence(
-            f"loading it calls {few(found, SHOWN)}, which bncheck does not know",
+            f"loading it would {deeds(found)}, which bncheck does not know",
             "Check that the package is yours.",
-            measured={"globals": tuple(found)},
+            measured=measured(found),
             severity=Severity.NOTE,
         )
+
+
+def deeds(found: list[GlobalReference]) -> str:
+    """`call os.system and import builtins.eval`."""
+    called = [reference.path.lstrip(".") for reference in found if reference.use == Use.CALLED.value]
+    imported = [reference.path for reference in found if reference.use != Use.CALLED.value]
+    parts = [f"call {few(called, SHOWN)}"] * bool(called) + [f"import {few(imported, SHOWN)}"] * bool(imported)
+    return " and ".join(parts)
+
+
+def measured(found: list[GlobalReference]) -> dict[str, object]:
+    return {"globals": tuple(reference.path.lstrip(".") for reference in found)}
 
 
 def judge(reference: GlobalReference) -> Severity | None:
