@@ -144,9 +144,8 @@ class Page:
         """
         names = [escaped(layer.name) or "(the module itself)" for layer in layers]
         name_width = max(map(cell_len, [*names, "layer"]))
-        with_counters = len({layer.num_batches_tracked for layer in layers}) > 1
         for digits, with_bars in ((3, not self.plain_characters), (3, False), (2, False)):
-            header, rows = self.cells(layers, digits, with_counters=with_counters)
+            header, *rows = self.cells(layers, digits)
             widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
             room = self.console.width - 2 - sum(width + 2 for width in widths) - (len(BARS) + 1) * with_bars
             if room >= name_width:
@@ -156,24 +155,25 @@ class Page:
         self.row("layer", name_width, header, widths, Text(), "dim")
         for layer, name, row in zip(layers, names, rows, strict=True):
             self.row(name, name_width, row, widths, Text(bars(layer.running_var) if with_bars else "", "cyan"))
-        legend = "min … median … max over the channels" + ("; bars: channels by running_var" * with_bars)
-        self.line((self.spelled(f"({legend})"), "dim"), indent=2)
+        if any(layer.running_mean or layer.running_var for layer in layers):
+            legend = "min … median … max over the channels" + ("; bars: channels by running_var" * with_bars)
+            self.line((self.spelled(f"({legend})"), "dim"), indent=2)
 
-    def cells(
-        self, layers: Sequence[LayerSummary], digits: int, *, with_counters: bool
-    ) -> tuple[list[str], list[list[str]]]:
-        """The header and the rows of the table, without the names."""
-        header = ["channels", *["updates"] * with_counters, "running_mean", "running_var"]
-        rows = [
-            [
-                plain_count(layer.num_features),
-                *[plain_count(layer.num_batches_tracked)] * with_counters,
-                self.spread(layer.running_mean, digits),
-                self.spread(layer.running_var, digits),
-            ]
+    def cells(self, layers: Sequence[LayerSummary], digits: int) -> list[list[str]]:
+        """The header and the rows of the table, without the names; columns that say nothing are left out."""
+        broken = [
+            max(buffer.non_finite if buffer else 0 for buffer in (layer.running_mean, layer.running_var))
             for layer in layers
         ]
-        return header, rows
+        with_counters = len({layer.num_batches_tracked for layer in layers}) > 1
+        columns = [
+            ["channels", *(plain_count(layer.num_features) for layer in layers)],
+            ["updates", *(plain_count(layer.num_batches_tracked) for layer in layers)] if with_counters else None,
+            ["running_mean", *(self.spread(layer.running_mean, digits) for layer in layers)],
+            ["running_var", *(self.spread(layer.running_var, digits) for layer in layers)],
+            ["not finite", *(plain_count(number or None) for number in broken)] if any(broken) else None,
+        ]
+        return [list(row) for row in zip(*filter(None, columns), strict=True)]
 
     def row(
         self, name: str, name_width: int, cells: Sequence[str], widths: Sequence[int], end: Text, style: str = ""
@@ -189,13 +189,10 @@ class Page:
         self.console.print(text, soft_wrap=True)
 
     def spread(self, distribution: Distribution | None, digits: int) -> str:
-        """Minimum, median and maximum of what is finite, and how much is not."""
-        if distribution is None:
+        """Minimum, median and maximum of what is finite."""
+        if distribution is None or distribution.finite is None:
             return "-"
-        if distribution.finite is None:
-            return "not finite"
-        shown = " … ".join(f"{value:.{digits}g}" for value in distribution.finite)
-        return self.spelled(f"{shown}, {distribution.non_finite} not" if distribution.non_finite else shown)
+        return self.spelled(" … ".join(f"{value:.{digits}g}" for value in distribution.finite))
 
     def extremes(self, layers: Sequence[LayerSummary]) -> None:
         """The least and the greatest value of each buffer, and the layers they stand in."""
