@@ -5,6 +5,7 @@ Names and messages may hold anything that a file holds: they are escaped, and ne
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # Up to this many layers, each has a row of its own; beyond, the extremes are named and --verbose shows the rows.
 MAX_ROWS = 16
+# Digits, bars, counters of the table: the first with which every name fits is used.
+LAYOUTS = ((3, True, True), (3, False, True), (2, False, True), (2, False, False))
 LABEL_WIDTH = 22
 DEFAULT_WIDTH = 80
 NAMED_LAYERS = 3
@@ -140,12 +143,13 @@ class Page:
     def table(self, layers: Sequence[LayerSummary]) -> None:
         """A row for each layer; a name that is too long for its column has a line of its own.
 
-        Minimum, median and maximum have three digits and a histogram where the width allows it, else two digits.
+        The width decides how many digits there are, and whether there is room for the counters and for histograms.
         """
         names = [escaped(layer.name) or "(the module itself)" for layer in layers]
         name_width = max(map(cell_len, [*names, "layer"]))
-        for digits, with_bars in ((3, not self.plain_characters), (3, False), (2, False)):
-            header, *rows = self.cells(layers, digits)
+        for digits, with_bars, with_counters in LAYOUTS:
+            with_bars = with_bars and not self.plain_characters  # noqa: PLW2901
+            header, *rows = self.cells(layers, digits, with_counters=with_counters)
             widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
             room = self.console.width - 2 - sum(width + 2 for width in widths) - (len(BARS) + 1) * with_bars
             if room >= name_width:
@@ -159,13 +163,13 @@ class Page:
             legend = "min … median … max over the channels" + ("; bars: channels by running_var" * with_bars)
             self.line((self.spelled(f"({legend})"), "dim"), indent=2)
 
-    def cells(self, layers: Sequence[LayerSummary], digits: int) -> list[list[str]]:
+    def cells(self, layers: Sequence[LayerSummary], digits: int, *, with_counters: bool) -> list[list[str]]:
         """The header and the rows of the table, without the names; columns that say nothing are left out."""
         broken = [
             max(buffer.non_finite if buffer else 0 for buffer in (layer.running_mean, layer.running_var))
             for layer in layers
         ]
-        with_counters = len({layer.num_batches_tracked for layer in layers}) > 1
+        with_counters = with_counters and len({layer.num_batches_tracked for layer in layers}) > 1
         columns = [
             ["channels", *(plain_count(layer.num_features) for layer in layers)],
             ["updates", *(plain_count(layer.num_batches_tracked) for layer in layers)] if with_counters else None,
@@ -192,7 +196,7 @@ class Page:
         """Minimum, median and maximum of what is finite."""
         if distribution is None or distribution.finite is None:
             return "-"
-        return self.spelled(" … ".join(f"{value:.{digits}g}" for value in distribution.finite))
+        return self.spelled(" … ".join(short(value, digits) for value in distribution.finite))
 
     def extremes(self, layers: Sequence[LayerSummary]) -> None:
         """The least and the greatest value of each buffer, and the layers they stand in."""
@@ -358,9 +362,9 @@ def plain_count(value: int | float | None) -> str:
     return "-" if value is None else f"{value:,}"
 
 
-def short(value: float) -> str:
-    """Three significant digits: a column holds two of them."""
-    return f"{value:.3g}"
+def short(value: float, digits: int = 3) -> str:
+    """A few significant digits; `1.2e4` rather than `1.2e+04`, since a column holds three of them."""
+    return re.sub(r"e([+-])0*", lambda sign: "e" if sign[1] == "+" else "e-", f"{value:.{digits}g}")
 
 
 def bars(distribution: Distribution | None) -> str:
