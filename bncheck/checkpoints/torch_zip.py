@@ -19,24 +19,19 @@ if TYPE_CHECKING:
     from bncheck.checkpoints.source import Source
 
 FORMAT = "torch.save"
-SAVED_AGAIN = "Load it where it was made and torch.save the state_dict."
+HEAD = 256
 # The largest storage that is unpacked from a compressed archive, which allows no access by offset.
 MAX_UNPACKED = 64 * 2**20
 
 
 def recognises(source: Source) -> bool:
-    """A zip file; one that breaks off before its table of contents counts, so that it is not passed over."""
+    """A zip file with a pickle of torch.save; one that breaks off counts, so that it is not passed over."""
     if source.size < 4 or source.read(0, 4) != LOCAL_MAGIC:
         return False
-    # torch writes data.pkl first
-    head = source.read(0, min(source.size, 256))
-    if b"data.pkl" in head:
-        return True
     try:
-        names = ZipArchive(source).entries
+        return root_of(ZipArchive(source)) is not None
     except UnreadableError:
-        return False
-    return any(name.endswith(("/data.pkl", "/model.json")) for name in names)
+        return b"data.pkl" in source.read(0, min(source.size, HEAD))  # torch writes it first
 
 
 def read(source: Source) -> Checkpoint:
@@ -48,26 +43,21 @@ def read(source: Source) -> Checkpoint:
     """
     archive = ZipArchive(source)
     root = root_of(archive)
-    archive_of = Storages(archive, root)
+    if root is None:
+        raise UnsupportedError(f"{source.name} is a zip file without a pickle of torch in it", "Unpack it first.")
+    storages = Storages(archive, root)
     pickle = read_pickle(archive.read(f"{root}data.pkl", MAX_BYTES), source.name, CONSTRUCTORS, storage_of)
-    groups = groups_of(pickle.value, source.name, archive_of.tensor)
-    facts = facts_of(pickle.value, archive_of.tensor)
+    groups = groups_of(pickle.value, source.name, storages.tensor)
+    facts = facts_of(pickle.value, storages.tensor)
     return Checkpoint(source.name, FORMAT, groups, tuple(sorted(pickle.globals)), facts)
 
 
-def root_of(archive: ZipArchive) -> str:
-    """The folder in the archive that holds data.pkl, with a slash at its end."""
-    name = archive.source.name
+def root_of(archive: ZipArchive) -> str | None:
+    """The folder in the archive that holds data.pkl, with a slash at its end; None for archives of another kind."""
     roots = [entry.removesuffix("data.pkl") for entry in archive.entries if entry.endswith("/data.pkl")]
-    inner = [root for root in roots if root.count("/") == 1]
-    if len(inner) != 1:
-        if any(entry.endswith("models/model.json") for entry in archive.entries):
-            raise UnsupportedError(f"{name} is a torch.export archive (.pt2), which is not read yet", SAVED_AGAIN)
-        what = "holds several pickles" if inner else "is a zip file without a pickle of torch in it"
-        raise UnsupportedError(f"{name} {what}", "Give a file that torch.save wrote; unpack other archives first.")
-    if f"{inner[0]}constants.pkl" in archive.entries:
-        raise UnsupportedError(f"{name} is a TorchScript archive, which is not read yet", SAVED_AGAIN)
-    return inner[0]
+    # constants.pkl is the mark of TorchScript
+    roots = [root for root in roots if root.count("/") == 1 and f"{root}constants.pkl" not in archive.entries]
+    return roots[0] if len(roots) == 1 else None
 
 
 class Storages:

@@ -73,8 +73,11 @@ class ZipArchive:
     def _table(self) -> tuple[int, int, int]:
         """Start, size and number of entries of the table of contents."""
         size = self.source.size
-        tail_start = max(0, size - END.size - MAX_COMMENT)
+        tail_start = max(0, size - END.size)  # torch writes no comment
         tail = self.source.read(tail_start, size - tail_start)
+        if not tail.startswith(END_MAGIC):
+            tail_start = max(0, tail_start - MAX_COMMENT)
+            tail = self.source.read(tail_start, size - tail_start)
         place = tail.rfind(END_MAGIC)
         if place < 0 or len(tail) - place < END.size:
             raise self._damaged("is a zip file without its end")

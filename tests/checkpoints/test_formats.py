@@ -8,26 +8,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint
 from safetensors.torch import save_file
 from torch import nn
 
-from bncheck.checkpoints import FORMATS
+from bncheck.checkpoints import find_checkpoints, formats
 from bncheck.subjects import Checkpoint, Known
 from tests.checkpoints.test_safetensors import write_shards
 
+STATE_DICT = {"statistics": "yes", "momentum, eps": "no", "mode": "no"}
+MODULE = {"statistics": "yes", "momentum, eps": "yes", "mode": "yes"}
+GRAPH = {"statistics": "yes", "momentum, eps": "yes", "mode": "yes, baked into the graph"}
+
 KNOWN_OF_FORMATS: dict[str, dict[str, str]] = {
-    "`torch.save` of a state_dict, in any nesting": {"statistics": "yes", "momentum, eps": "no", "mode": "no"},
-    "`torch.save` of a module, whose classes may be absent": {
-        "statistics": "yes",
-        "momentum, eps": "yes",
-        "mode": "yes",
-    },
-    "safetensors": {"statistics": "yes", "momentum, eps": "no", "mode": "no"},
-    "safetensors in shards, with their index, or the folder": {
-        "statistics": "yes",
-        "momentum, eps": "no",
-        "mode": "no",
-    },
+    "`torch.save` of a state_dict, in any nesting": STATE_DICT,
+    "`torch.save` of a module, whose classes may be absent": MODULE,
+    "`torch.save` before torch 1.6, of a state_dict": STATE_DICT,
+    "`torch.save` before torch 1.6, of a module": MODULE,
+    "safetensors": STATE_DICT,
+    "safetensors in shards, with their index, or the folder": STATE_DICT,
+    "TorchScript, scripted": MODULE,
+    "TorchScript, traced": GRAPH,
+    "torch.export (`.pt2`)": GRAPH,
+    "ONNX, with `bncheck[onnx]`": GRAPH,
+    "torch.distributed.checkpoint, the folder": STATE_DICT,
 }
 
 
@@ -38,6 +42,9 @@ def network() -> nn.Sequential:
     )
     made(torch.randn(2, 3, 9, 9))
     return made.eval()
+
+
+EXAMPLE = (torch.ones(2, 3, 9, 9),)
 
 
 def write_safetensors(folder: Path) -> Path:
@@ -53,17 +60,61 @@ def write_torch(made: Callable[[], Any], **options: Any) -> Callable[[Path], Pat
     return write
 
 
+def write_script(made: Callable[[], Any]) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        torch.jit.save(made(), folder / "model")
+        return folder / "model"
+
+    return write
+
+
+def write_export(folder: Path) -> Path:
+    torch.export.save(torch.export.export(network(), EXAMPLE), folder / "model.pt2")  # torch insists on the suffix
+    return folder / "model.pt2"
+
+
+def write_onnx(folder: Path) -> Path:
+    torch.onnx.export(
+        network(),
+        EXAMPLE,
+        folder / "model",
+        dynamo=False,
+        do_constant_folding=False,
+        training=torch.onnx.TrainingMode.PRESERVE,  # which does not fold BatchNorm into the convolutions
+    )
+    return folder / "model"
+
+
+def write_distributed(folder: Path) -> Path:
+    torch.distributed.checkpoint.save({"model": network().state_dict()}, checkpoint_id=folder / "step", no_dist=True)
+    [found] = find_checkpoints(str(folder / "step"))
+    return found
+
+
 WRITERS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "`torch.save` of a state_dict, in any nesting": (
         "torch.save",
         write_torch(lambda: {"trainer": [{"state_dict": network().state_dict()}]}),
     ),
     "`torch.save` of a module, whose classes may be absent": ("torch.save", write_torch(network)),
+    "`torch.save` before torch 1.6, of a state_dict": (
+        "torch.save, legacy",
+        write_torch(lambda: network().state_dict(), _use_new_zipfile_serialization=False),
+    ),
+    "`torch.save` before torch 1.6, of a module": (
+        "torch.save, legacy",
+        write_torch(network, _use_new_zipfile_serialization=False),
+    ),
     "safetensors": ("safetensors", write_safetensors),
     "safetensors in shards, with their index, or the folder": (
         "safetensors, sharded",
         lambda folder: write_shards(folder, network()),
     ),
+    "TorchScript, scripted": ("TorchScript", write_script(lambda: torch.jit.script(network()))),
+    "TorchScript, traced": ("TorchScript", write_script(lambda: torch.jit.trace(network(), EXAMPLE))),
+    "torch.export (`.pt2`)": ("torch.export", write_export),
+    "ONNX, with `bncheck[onnx]`": ("ONNX", write_onnx),
+    "torch.distributed.checkpoint, the folder": ("torch.distributed.checkpoint", write_distributed),
 }
 
 
@@ -75,7 +126,7 @@ def test_what_is_known_of_a_format(tmp_path: Path, read: Callable[[Path], Checkp
         path = write(tmp_path)
     checkpoint = read(path)
     assert checkpoint.format == format_
-    layers = [layer for layer in checkpoint.layers]
+    layers = checkpoint.layers
     assert [layer.name.rpartition(".")[2] for layer in layers] == ["1", "3"]
     for layer, module in zip(layers, (network()[1], network()[3]), strict=True):
         assert layer.running_var is not None
@@ -84,11 +135,12 @@ def test_what_is_known_of_a_format(tmp_path: Path, read: Callable[[Path], Checkp
     settings_are_stored = all(layer.momentum.known is layer.eps.known is Known.STORED for layer in layers)
     assert settings_are_stored == (known["momentum, eps"] == "yes")
     assert all(layer.training.is_known for layer in layers) == known["mode"].startswith("yes")
+    assert [layer.baked for layer in layers] == [known["mode"].endswith("graph")] * 2
     if settings_are_stored:
-        assert [(layer.eps.value, layer.momentum.value) for layer in layers] == [(1e-3, 0.03), (1e-5, 0.1)]
+        expected = [pytest.approx((1e-3, 0.03)), pytest.approx((1e-5, 0.1))]  # ONNX holds them in float32
+        assert [(layer.eps.value, layer.momentum.value) for layer in layers] == expected
 
 
 def test_every_format_is_in_the_table() -> None:
-    assert {format_.FORMAT for format_ in FORMATS} <= {format_ for format_, _ in WRITERS.values()} | {
-        "torch.save, legacy"
-    }
+    assert {format_.FORMAT for format_ in formats()} == {format_ for format_, _ in WRITERS.values()}
+    assert set(WRITERS) == set(KNOWN_OF_FORMATS)
