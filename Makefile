@@ -4,8 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SAMPLES := sample_checkpoints
+COUNT ?= 20000
 
-.PHONY: demo test lint bench readme samples smoke clean
+.PHONY: demo test lint bench fuzz readme samples smoke clean
 
 demo: $(VENV)/installed  ## show what bncheck does, on the samples
 	$(BIN)/bncheck inspect $(SAMPLES)/healthy_module.pt
@@ -25,6 +26,9 @@ lint: $(VENV)/installed-dev  ## style, types
 
 bench: $(VENV)/installed-dev  ## speed and memory, as ratios within one run
 	$(BIN)/python tests/benchmarks/inspect_files.py
+
+fuzz: $(VENV)/installed-dev  ## mutate files of every format and read them; COUNT=1000000 for a long turn
+	$(BIN)/python tests/fuzz/fuzz_readers.py --count $(COUNT) --seed 1
 
 readme: $(VENV)/installed-dev  ## write the outputs and tables of the README anew
 	$(BIN)/python tests/readme.py

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bncheck.findings import Report, Run, Severity
 
 NO_VERDICT = 2
+REPORT_IT = "This is a defect of bncheck; run again with --debug and report what it prints."
 # From this many files on, progress is shown.
 MANY_FILES = 5
 
@@ -93,7 +94,7 @@ def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
                     raise
                 complain(
                     f"bncheck itself failed: {type(error).__name__}: {error}",
-                    "This is a defect of bncheck; run again with --debug and report what it prints.",
+                    REPORT_IT,
                 )
                 raise typer.Exit(NO_VERDICT) from None
 
@@ -182,6 +183,7 @@ def inspect(
     """Show every BatchNorm layer of checkpoints and judge its statistics, without running them."""
     outputs = Outputs(format or [], output or [], Style(width, False if no_color else None, verbose, quiet))
     with one_numpy_thread():
+        from bncheck.diagnosis import unreadable
         from bncheck.inspection import find_all, inspect_file
         from bncheck.selection import Selection
 
@@ -194,10 +196,20 @@ def inspect(
     elif model_arg or python_path:
         raise UsageError("--model-arg and --python-path need --model", "Name the architecture with --model.")
     threshold = severity(fail_on)
+
+    def examine(path: Path, *, debug: bool) -> Report:
+        """A defect of ours on one file does not lose the reports on the others."""
+        try:
+            return inspect_file(path, threshold, selection, complete)
+        except Exception as error:
+            if debug:
+                raise
+            return unreadable(str(path), BncheckError(f"bncheck itself failed on {path}: {error!r}", REPORT_IT))
+
     found = list(find_all(paths))
     examined: list[Report] = []
     for item in with_progress(found):
-        examined.append(inspect_file(item, threshold, selection, complete) if isinstance(item, Path) else item)
+        examined.append(examine(item, debug=debug) if isinstance(item, Path) else item)
     finish("inspect", examined, outputs)
 
 

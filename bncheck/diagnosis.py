@@ -145,10 +145,12 @@ def distribution(values: Array | None) -> Distribution | None:
     with np.errstate(invalid="ignore"):  # a signalling NaN
         ordered = np.sort(values.astype(np.float64))
     finite = ordered[np.isfinite(ordered)]
-    everything = (float("nan"),) * 3 if np.isnan(ordered[-1]) else spread(ordered)  # NaN sorts last
+    with np.errstate(invalid="ignore"):  # a median between -inf and inf
+        everything = (float("nan"),) * 3 if np.isnan(ordered[-1]) else spread(ordered)  # NaN sorts last
     bins: tuple[int, ...] = ()
-    if finite.size and finite[-1] > finite[0]:
-        scaled = (finite / 2 - finite[0] / 2) / (finite[-1] / 2 - finite[0] / 2) * HISTOGRAM_BINS
+    half_range = finite[-1] / 2 - finite[0] / 2 if finite.size else 0.0  # the range itself may be too large
+    if half_range > 0:
+        scaled = (finite / 2 - finite[0] / 2) / half_range * HISTOGRAM_BINS
         bins = tuple(np.bincount(np.minimum(scaled.astype(int), HISTOGRAM_BINS - 1), minlength=HISTOGRAM_BINS).tolist())
     return Distribution(
         *everything,

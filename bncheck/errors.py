@@ -1,10 +1,14 @@
 """What bncheck says instead of a traceback: one sentence, and a hint what to do."""
 
+LONGEST = 600
+
 
 class BncheckError(Exception):
     """No verdict is possible. Caught in one place, `bncheck.cli.main`, which exits with 2."""
 
     def __init__(self, message: str, hint: str) -> None:
+        if len(message) > LONGEST:  # a file may have its say in it
+            message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
         super().__init__(message)
         self.message = message
         self.hint = hint

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 FEW = 3
 LONGEST_NAME = 200
+# Channels that a finding lists; it counts all of them.
+MOST_LISTED = 1000
 
 
 def count(number: int, noun: str) -> str:

@@ -100,7 +100,7 @@ def test_the_json_report(here: Path, bncheck: Callable[..., Result]) -> None:
             "rule": "saved-in-train-mode",
             "layer": "1",
             "group": "state_dict",
-            "reason": "a state_dict does not hold the mode",
+            "reason": "the file does not hold the mode",
         }
     ]
     [layer] = report["layers"]

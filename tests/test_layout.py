@@ -29,7 +29,7 @@ MAY_KNOW: dict[str, set[str]] = {
     "diagnosis": {"subjects", "findings", "rules", "gate", "errors"},
     "inspection": {"checkpoints", "diagnosis", "errors", "selection", "findings", "subjects"},
     "reports": {"findings", "subjects", "wording", "reports", "errors", "rules", "glossary"},
-    "cli": {"errors", "reports", "inspection", "selection", "evaluation", "findings", "gate"},
+    "cli": {"errors", "diagnosis", "reports", "inspection", "selection", "evaluation", "findings", "gate"},
     "__main__": {"cli"},
     "__init__": {"errors"},
 }

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
+from bncheck.checkpoints.limits import limits_for
 from bncheck.checkpoints.source import FileSource, Source
 from bncheck.errors import BncheckError, UnreadableError, UnsupportedError, UsageError
 from bncheck.wording import few, quoted
@@ -75,7 +76,8 @@ def read_checkpoint(source: Source) -> Checkpoint:
     format_ = format_of(source)
     if format_ is None:
         raise unrecognised(source)
-    return format_.read(source)
+    with limits_for(source.name):
+        return format_.read(source)
 
 
 def unrecognised(source: Source) -> BncheckError:
@@ -123,16 +125,16 @@ def find_checkpoints(name: str) -> list[Path]:
     """
     path = Path(name)
     try:
-        exists = path.exists()
+        exists, is_folder = path.exists(), path.is_dir()
     except (OSError, ValueError):
-        exists = True  # opening it says what is wrong
+        return [path]  # opening it says what is wrong
     if not exists and glob.has_magic(name):
         matches = sorted(Path(match) for match in glob.glob(name, recursive=True))
         found = [inner for match in matches for inner in (in_folder(match) if match.is_dir() else [match])]
         if not found:
             raise UsageError(f"{name} matches no checkpoint", "Check the pattern; it starts at the current directory.")
         return found
-    if exists and path.is_dir():
+    if is_folder:
         found = in_folder(path)
         if not found:
             raise UsageError(f"{name} holds no checkpoint", "Give a folder with checkpoints in it, or the file itself.")

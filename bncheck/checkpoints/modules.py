@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, cast
 
+from bncheck.checkpoints.limits import LONGEST_PATH, limits
 from bncheck.checkpoints.pickles import Dictionary, Object
 from bncheck.checkpoints.state_dicts import COUNTER, STATISTICS, TENSORS, prefix_stripper, read_counter, read_tensors
 from bncheck.checkpoints.torch_objects import TensorRecord
@@ -35,6 +36,10 @@ BATCH_NORM = re.compile(r"batch_?norm|(^|_)bn|BN|abn", re.IGNORECASE)
 FROZEN = re.compile(r"frozen", re.IGNORECASE)
 # Without buffers and without a telling name, a class with the attributes of both may be either.
 BATCH_OR_INSTANCE = "BatchNorm or InstanceNorm"
+MAX_BITS = 63
+# A tensor takes about as much memory and time as this many other parts.
+STEPS_OF_TENSOR = 6
+STEP_OF_NAME = 64
 GRAPH_MODULE = "torch.fx.graph_module.reduce_graph_module"
 
 
@@ -60,16 +65,20 @@ def module_group(name: str, root: Object, tensor_of: Callable[[str, TensorRecord
     """
     tensors: dict[str, Tensor] = {}
     found: list[tuple[str, Object, Dictionary, dict[str, Tensor]]] = []
+    paths = []
     for path, module, state in walk(root):
+        paths.append(path)
         own: dict[str, Tensor] = {}
-        for held in ("_parameters", "_buffers"):
-            for part, record in items(state.get(held)):
+        for held in (state.get("_parameters"), state.get("_buffers")):
+            limits().spend(steps=STEPS_OF_TENSOR * len(held) if isinstance(held, Dictionary) else 0)
+            for part, record in items(held):
+                limits().check_path(f"{path}.{part}" if len(part) < LONGEST_PATH else part)
                 if isinstance(record, TensorRecord):
                     own[part] = tensor_of(f"{path}.{part}" if path else part, record)
         tensors.update({f"{path}.{part}" if path else part: tensor for part, tensor in own.items()})
         if is_batchnorm(module, state):
             found.append((path, module, state, own))
-    strip = prefix_stripper([path for path, _, _ in walk(root) if path and path != "module"])
+    strip = prefix_stripper([path for path in paths if path and path != "module"])
     layers = tuple(layer_from_module(strip(path), path, name, module, state, own) for path, module, state, own in found)
     return Group(name, "module", {strip(key): tensor for key, tensor in tensors.items()}, layers)
 
@@ -85,8 +94,13 @@ def walk(root: Object) -> Iterator[tuple[str, Object, Dictionary]]:
             continue
         seen.add(id(module))
         yield path, cast("Object", module), state
-        children = [(f"{path}.{name}" if path else name, child) for name, child in items(state["_modules"])]
-        waiting.extend(reversed(children))
+        children = state["_modules"]
+        steps = 1 + len(path) // STEP_OF_NAME  # each child has the whole path in its name
+        limits().spend(steps=steps * len(children) if isinstance(children, Dictionary) else 0)
+        named = [(f"{path}.{name}" if path else name, child) for name, child in items(children)]
+        for name, _ in named:
+            limits().check_path(name)
+        waiting.extend(reversed(named))
 
 
 def items(held: object) -> Iterator[tuple[str, object]]:
@@ -130,7 +144,7 @@ def layer_from_module(
         stored_name=stored_name,
         kind=Setting(BATCH_OR_INSTANCE, Known.INFERRED) if untold else stored(kind),
         class_path=path,
-        num_features=features if isinstance(features, int) and features else channels,
+        num_features=features if isinstance(features, int) and is_moderate(features) and features else channels,
         use=StatisticsUse.FROZEN if frozen else StatisticsUse.BATCHNORM,
         eps=number(state, "eps"),
         momentum=UNKNOWN if frozen else number(state, "momentum", optional=True),
@@ -143,10 +157,17 @@ def layer_from_module(
     )
 
 
+def is_moderate(value: object) -> bool:
+    """Whether a value is a number that a setting can have: an int of a file may have thousands of digits."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and value.bit_length() <= MAX_BITS
+    return isinstance(value, float)
+
+
 def number(state: Dictionary, name: str, *, optional: bool = False) -> Setting[float]:
     value = state.get(name)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return stored(float(value))
+    if is_moderate(value):
+        return stored(float(cast("float", value)))
     return stored(None) if optional and name in state and value is None else UNKNOWN
 
 

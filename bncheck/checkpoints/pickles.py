@@ -6,7 +6,7 @@ what would have been called. Nothing is imported and nothing of the file is ever
 
 A subclass of `pickle.Unpickler` would not do: its memo is an array, so that eleven bytes naming entry 2**28
 take gigabytes, and it hashes whatever the file uses as a key, which ends the process for a tuple that is
-nested deeply enough. Here the memo is a dict, only scalars and flat tuples are hashed, and sizes are bounded.
+nested deeply enough. Here the memo is a dict, only scalars are hashed, and sizes are bounded.
 """
 
 from __future__ import annotations
@@ -26,21 +26,34 @@ if TYPE_CHECKING:
 
 # The largest pickle that is read. Tensors lie outside the pickle, so that real ones are small (a ResNet-50
 # state_dict: 30 kB); the bound keeps memory bounded for a file that was made to exhaust it.
-MAX_BYTES = 64 * 2**20
+MAX_BYTES = 32 * 2**20
 # A million opcodes are interpreted in about two seconds; a ResNet-50 has 10,900.
-MAX_OPCODES = 2_000_000
+MAX_OPCODES = 1_000_000
+# Functions and classes that one pickle refers to; a model has some dozens.
+MAX_GLOBALS = 10_000
 # A pickle whose length is not known beforehand is read in windows that start with this many bytes.
 FIRST_WINDOW = 2**18
 # A window that is too small is read again this many times larger. The steps are few, since each starts from anew.
 WINDOW_GROWTH = 32
 
-MAX_KEY_LENGTH = 16
-# The longest dotted name of a nested class.
+# The longest dotted name of a function or class.
 MAX_NAME_LENGTH = 1000
+# What C's unpickler allows, and keeps numbers with equal hashes out of the memo.
+MAX_MEMO_INDEX = 2**32
+# Constructors take fewer.
+MANY_ARGUMENTS = 20
+# Larger numbers can be made to have equal hashes, which turns a dict into a list.
+MAX_KEY_BITS = 60
 
 # These make an object from its class without calling the class.
 RECONSTRUCTORS = {
     (module, name) for module in ("copyreg", "copy_reg") for name in ("_reconstructor", "__newobj__", "__newobj_ex__")
+}
+# Bases of objects that protocol 0 and 1 make anew; those of other classes have their __init__ called.
+PLAIN_BASES = {
+    f"{module}.{name}"
+    for module in ("builtins", "__builtin__")
+    for name in ("object", "dict", "list", "tuple", "set", "str", "unicode", "int", "float")
 }
 
 
@@ -91,7 +104,7 @@ class Dictionary(dict[object, object]):
 
 
 class Unhashable:
-    """A dict key that is neither a scalar nor a flat tuple: kept, but compared by identity."""
+    """A dict key that is no scalar: kept, but compared by identity."""
 
     __slots__ = ("value",)
 
@@ -113,19 +126,12 @@ class Damaged(Exception):
 
 
 def as_key(value: object) -> object:
-    """A value that is cheap to hash, and equal for equal scalars and short flat tuples of scalars."""
-    if is_small_scalar(value):
-        return value
-    if isinstance(value, tuple) and len(value) <= MAX_KEY_LENGTH and all(map(is_small_scalar, value)):
+    """A value that is cheap to hash, and equal for equal scalars. Tuples are not: their hashes can be chosen."""
+    if isinstance(value, int):
+        return value if value.bit_length() <= MAX_KEY_BITS else Unhashable(value)
+    if isinstance(value, (str, float, bytes)) or value is None:
         return value
     return Unhashable(value)
-
-
-def is_small_scalar(value: object) -> bool:
-    # Python remembers the hash of a text, but not that of a number or a tuple.
-    if isinstance(value, int):
-        return value.bit_length() <= 256
-    return isinstance(value, (str, float, bytes)) or value is None
 
 
 class Interpreter:
@@ -209,6 +215,8 @@ class Interpreter:
     # -- the memo
 
     def put(self, index: int) -> None:
+        if index >= MAX_MEMO_INDEX:
+            raise Damaged("its memo has more entries than a pickle can have")
         self.memo[index] = self.stack[-1]
 
     def get(self, index: int) -> None:
@@ -295,6 +303,10 @@ class Interpreter:
             raise Damaged("a global is not named by text")
         key = (module, name)
         if key not in self.names:
+            if len(module) + len(name) > MAX_NAME_LENGTH:
+                raise Damaged(f"a global has a name of more than {MAX_NAME_LENGTH:,} characters")
+            if len(self.names) >= MAX_GLOBALS:
+                raise Damaged(f"it refers to more than {MAX_GLOBALS:,} globals")
             self.names[key] = Global(module, name)
         self.uses.add((module, name, Use.REFERENCED))
         return self.names[key]
@@ -315,9 +327,11 @@ class Interpreter:
         if not isinstance(args, tuple):
             raise Damaged("a call has no argument tuple")
         # A few bytes can hand the same long list to a million calls.
-        for arg in args:
-            if isinstance(arg, (list, tuple)):
-                self.argument_elements += len(arg)
+        self.argument_elements += len(args)
+        if len(args) <= MANY_ARGUMENTS:
+            for arg in args:
+                if isinstance(arg, (list, tuple)):
+                    self.argument_elements += len(arg)
         if self.argument_elements > MAX_OPCODES:
             raise Damaged(f"its calls have more than {MAX_OPCODES:,} arguments")
         if not isinstance(maker, Global):
@@ -326,6 +340,9 @@ class Interpreter:
             return Object(maker, args)
         key = (maker.module, maker.name)
         if key in RECONSTRUCTORS and args:
+            base = args[1] if len(args) > 1 else None
+            if maker.name == "_reconstructor" and isinstance(base, Global) and base.path not in PLAIN_BASES:
+                self.uses.add((base.module, base.name, Use.CALLED))  # its __init__ is
             return self.instance(args[0], args)
         if maker.name == "getattr" and maker.module in ("builtins", "__builtin__"):
             return self.attribute(args)
@@ -347,8 +364,8 @@ class Interpreter:
         if isinstance(name, str):
             owner = args[0]
             if isinstance(owner, Global):
-                if len(owner.name) + len(name) > MAX_NAME_LENGTH:
-                    raise Damaged("a global has a name of more than a thousand characters")
+                if len(name) > MAX_NAME_LENGTH:
+                    raise Damaged(f"a global has a name of more than {MAX_NAME_LENGTH:,} characters")
                 return self.refer(owner.module, f"{owner.name}.{name}")
             if isinstance(owner, Object) and isinstance(owner.maker, Global):
                 return Object(None, args)
@@ -369,17 +386,14 @@ class Interpreter:
     def inst(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
         args = tuple(self.pop_to_mark())
-        self.stack.append(self.made_by_class(self.refer(module, name), args))
+        # Without arguments a class is only instantiated, but nothing says that the name is that of a class.
+        self.stack.append(self.call(self.refer(module, name), args))
 
     def obj(self, _: object) -> None:
         items = self.pop_to_mark()
         if not items:
             raise Damaged("OBJ names no class")
-        self.stack.append(self.made_by_class(items[0], tuple(items[1:])))
-
-    def made_by_class(self, cls: object, args: tuple[object, ...]) -> object:
-        # Python instantiates without a call only where there are no arguments (pickle.py, _instantiate).
-        return self.call(cls, args) if args else self.instance(cls, ())
+        self.stack.append(self.call(items[0], tuple(items[1:])))
 
     def new_object(self, _: object) -> None:
         args, cls = self.stack.pop(), self.stack.pop()
@@ -505,5 +519,5 @@ def damaged_pickle(name: str, error: Exception) -> UnreadableError:
 
 def one_line(error: Exception) -> str:
     """The message of an error of the tokeniser, shortened: it may quote the file."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error)[:400].split())
     return text if len(text) <= 160 else f"{text[:157]}..."

@@ -24,6 +24,8 @@ PREFIX = 8  # bytes that hold the length of the header
 MAX_HEADER = 100_000_000
 # JSON of this many bytes is parsed; a header has about 120 for each tensor.
 MAX_PARSED = 16 * 2**20
+# Lists and tables in it: a header has three for each tensor. Empty ones take many times more memory than text.
+MAX_BRACKETS = 1_000_000
 METADATA = "__metadata__"
 DTYPE_NAMES = {
     "F64": "float64",
@@ -106,6 +108,8 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
     """A JSON object; UnreadableError for anything else."""
     import json
 
+    if data.count(b"[") + data.count(b"{") > MAX_BRACKETS:
+        raise UnreadableError(f"{name} has a header of more than {MAX_BRACKETS:,} parts", "Check what the file holds.")
     try:
         parsed = json.loads(data, object_pairs_hook=without_repetition)
     except (ValueError, RecursionError):
@@ -128,9 +132,7 @@ def tensor_at(source: Source, start: int, key: str, entry: object) -> tuple[Tens
     label = f"{quoted(key)} in {source.name}"
     match entry:
         case {"dtype": str(code), "shape": list(shape), "data_offsets": [int(first), int(last)]} if (
-            len(shape) <= MAX_DIMENSIONS
-            and all(isinstance(extent, int) and 0 <= extent < 2**63 for extent in shape)
-            and 0 <= first <= last
+            len(shape) <= MAX_DIMENSIONS and all(is_count(number) for number in (*shape, first, last)) and first <= last
         ):
             pass
         case _:
@@ -147,6 +149,10 @@ def tensor_at(source: Source, start: int, key: str, entry: object) -> tuple[Tens
     if tensor.size * DTYPES[dtype][0] != last - first:
         raise UnreadableError(f"{label} has {last - first:,} bytes, which do not fit its shape", DAMAGED_HINT)
     return tensor, (first, last)
+
+
+def is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63  # a bool is an int, too
 
 
 def contiguous_strides(shape: list[int]) -> tuple[int, ...]:

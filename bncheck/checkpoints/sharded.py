@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from bncheck.checkpoints import safetensors
@@ -37,10 +38,12 @@ def read(source: Source) -> Checkpoint:
     """
     weight_map = weight_map_of(source)
     tensors: dict[str, Tensor] = {}
-    for shard_name in sorted(set(weight_map.values())):
+    keys_of: dict[str, set[str]] = {}
+    for key, file in weight_map.items():
+        keys_of.setdefault(file, set()).add(key)
+    for shard_name, expected in sorted(keys_of.items()):
         shard = open_shard(source, shard_name)
         held, _ = safetensors.read_tensors(shard)
-        expected = {key for key, file in weight_map.items() if file == shard_name}
         absent = sorted(expected - held.keys())
         if absent:
             raise UnreadableError(
@@ -62,7 +65,8 @@ def weight_map_of(source: Source) -> dict[str, str]:
     weight_map = safetensors.parse_json(source.read(0, source.size), source.name).get(MAP)
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise UnreadableError(f"{source.name} has a {MAP} that does not map names to files", DAMAGED_HINT)
-    return weight_map
+    # "./a" and "a" are one file; the empty name stays what it is, and is refused.
+    return {key: str(PurePosixPath(file)) if file else file for key, file in weight_map.items()}
 
 
 def open_shard(index: Source, name: str) -> Source:

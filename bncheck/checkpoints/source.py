@@ -89,10 +89,11 @@ class FileSource:
                 f"{self.name} refers to {quoted(name)}, which is outside its folder",
                 "Do not trust this file; a sharded checkpoint refers to files beside its index.",
             )
-        if name not in self._siblings:
+        key = str(relative)  # without "./" and "//"
+        if key not in self._siblings:
             shown = str(Path(self.name).parent / relative)
-            self._siblings[name] = FileSource(self.path.parent / relative, shown)
-        return self._siblings[name]
+            self._siblings[key] = FileSource(self.path.parent / relative, shown)
+        return self._siblings[key]
 
     def close(self) -> None:
         """Closes the file and those beside it."""

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
 from bncheck.checkpoints.kinds import UNTOLD, KindInference
+from bncheck.checkpoints.limits import limits
 from bncheck.subjects import BatchNormLayer, Group, Tensor, inferred
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def read_tensors(found: Mapping[str, Tensor]) -> dict[str, Any]:
     """Fields of BatchNormLayer: the arrays that hold numbers, and the names of those that hold none."""
     fields: dict[str, Any] = {}
     missing = []
+    limits().spend(layers=1, numbers=sum(tensor.size for tensor in found.values()))
     for part in TENSORS:
         if part not in found:
             continue

@@ -52,7 +52,7 @@ DTYPES: dict[str, tuple[int, str]] = {
 }
 
 # More elements than any per-channel tensor has. Reading is bounded by it.
-MAX_ELEMENTS = 2**22
+MAX_ELEMENTS = 2**20
 # What torch allows; it bounds the size of the numbers that shapes multiply to.
 MAX_DIMENSIONS = 64
 # A view is read in one piece unless that would read this many times its own size.
@@ -116,6 +116,8 @@ def strided_tensor(
                 f"{label} has {count:,} elements, more than a per-channel tensor has", "Check what the file holds."
             )
         if not extent:
+            if max(shape) > MAX_ELEMENTS:
+                raise UnreadableError(f"{label} is empty and has an impossible shape", DAMAGED_HINT)
             return decode(b"", dtype, big_endian=big_endian).reshape(shape)
         if extent > MAX_SPARSITY * count:
             # A thin view of a large storage, such as a column of a matrix.

@@ -18,7 +18,7 @@ from bncheck.checkpoints.tensors import DAMAGED_HINT, DTYPES, strided_tensor
 from bncheck.checkpoints.torch_objects import CONSTRUCTORS, StorageRecord, TensorRecord, is_count, storage_of
 from bncheck.checkpoints.training_facts import facts_of
 from bncheck.errors import UnreadableError, UnsupportedError
-from bncheck.subjects import Checkpoint, Tensor
+from bncheck.subjects import Checkpoint, GlobalReference, Tensor
 from bncheck.wording import quoted
 
 if TYPE_CHECKING:
@@ -96,20 +96,25 @@ def read(source: Source) -> Checkpoint:
     storages = Storages(source)
     place = 0
     values = []
+    globals_: set[GlobalReference] = set()
     for _ in ("magic number", "version", "facts about the machine"):
         small = read_pickle_at(source, place, {}, no_storage, SMALL_WINDOW)
         values.append(small.value)
+        globals_ |= small.globals  # torch unpickles these, too
         place = small.end
+    if values[0] != MAGIC_NUMBER:
+        raise UnreadableError(f"{source.name} does not start with the number of the legacy format", DAMAGED_HINT)
     if values[1] != PROTOCOL_VERSION:
         raise UnsupportedError(
             f"{source.name} is in an unknown version of the legacy format", "Load it where it was made and save again."
         )
     pickle = read_pickle_at(source, place, LEGACY_CONSTRUCTORS, storages.persistent)
     keys = read_pickle_at(source, pickle.end, {}, no_storage)
+    globals_ |= pickle.globals | keys.globals
     storages.locate(keys.value, keys.end)
     groups = groups_of(pickle.value, source.name, storages.tensor)
     facts = facts_of(pickle.value, storages.tensor)
-    return Checkpoint(source.name, FORMAT, groups, tuple(sorted(pickle.globals)), facts)
+    return Checkpoint(source.name, FORMAT, groups, tuple(sorted(globals_)), facts)
 
 
 def no_storage(_: object) -> object:

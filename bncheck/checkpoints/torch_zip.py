@@ -66,6 +66,7 @@ class Storages:
     def __init__(self, archive: ZipArchive, root: str) -> None:
         self.archive = archive
         self.root = root
+        self.unpacked: tuple[str, bytes] = ("", b"")  # the storage that was unpacked last
         order = f"{root}byteorder"
         self.big_endian = order in archive.entries and archive.read(order, 16).strip() == b"big"
 
@@ -96,4 +97,6 @@ class Storages:
         entry = self.archive.entries[name]
         if entry.method == STORED:
             return self.archive.source.read(self.archive.start(entry) + offset, length)
-        return self.archive.read(name, MAX_UNPACKED)[offset : offset + length]
+        if self.unpacked[0] != name:
+            self.unpacked = (name, self.archive.read(name, MAX_UNPACKED))
+        return self.unpacked[1][offset : offset + length]

@@ -57,6 +57,7 @@ class ZipArchive:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.entries: dict[str, Entry] = {}
+        self._names: set[str] = set()
         start, size, count = self._table()
         if size > MAX_TABLE:
             raise self._damaged(f"has a table of contents of {size:,} bytes")
@@ -117,8 +118,9 @@ class ZipArchive:
             size = next(numbers) if size == IN_EXTRA_FIELD else size
             compressed = next(numbers) if compressed == IN_EXTRA_FIELD else compressed
             header_offset = next(numbers) if header_offset == IN_EXTRA_FIELD else header_offset
-        if name in self.entries:
+        if name.lower() in self._names:  # torch finds entries whatever their case
             raise self._damaged(f"has two entries of the name {quoted(name)}")
+        self._names.add(name.lower())
         if flags & 1:
             raise UnreadableError(f"{self.source.name} is encrypted", "Decrypt it first.")
         if header_offset + compressed > table_start or (method == STORED and size != compressed):

@@ -113,7 +113,7 @@ class Page:
         self.console.print(Text.assemble((f"{word} ", color), (name, "bold"), end), soft_wrap=True)
         if self.style.quiet:
             return
-        self.line(summary(report), indent=2)
+        self.line(escaped(summary(report)), indent=2)
         if self.style.verbose and report.facts:
             facts = ", ".join(f"{name} {value}" for name, value in report.facts.items())
             self.line(escaped(facts), indent=2)

@@ -34,7 +34,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bncheck.findings import CannotTell, Evidence, Rule, Severity
-from bncheck.wording import channels, number
+from bncheck.wording import MOST_LISTED, channels, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,7 +72,7 @@ def check(layer: BatchNormLayer) -> Iterator[Evidence | CannotTell]:
         f"running_var is negative in {channels(negative, var.size)}, down to {number(lowest)}: {consequence}",
         "Find what wrote the buffer (no forward pass does) and convert again, or estimate the statistics again.",
         layer,
-        {"channels": tuple(negative), "lowest": lowest, "eps": eps},
+        {"channels": tuple(negative[:MOST_LISTED]), "channel_count": len(negative), "lowest": lowest, "eps": eps},
         Severity.ERROR if certain else Severity.WARNING,
     )
 

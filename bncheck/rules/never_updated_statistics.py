@@ -38,6 +38,7 @@ without buffers), isht7/pytorch-deeplab-resnet#39 (trained in eval mode)
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from bncheck.findings import CannotTell, Evidence, Rule, Severity
@@ -88,7 +89,7 @@ def check_group(group: Group) -> Iterator[Evidence | CannotTell]:
 def explain(layer: BatchNormLayer, updated: int, *, untrained: bool, counted: bool) -> tuple[str, str, Severity]:
     """Which of the explanations holds: how the message goes on, the fix, the severity."""
     updates = layer.num_batches_tracked
-    if updates:
+    if updates and math.isfinite(updates):
         if layer.momentum.value == 0.0:
             return f" after {count(int(updates), 'update')}: momentum is 0", "None, if that is meant.", Severity.NOTE
         return (

@@ -36,7 +36,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bncheck.findings import CannotTell, Evidence, Rule, Severity
-from bncheck.wording import channels
+from bncheck.wording import MOST_LISTED, channels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,7 +73,8 @@ def check(layer: BatchNormLayer) -> Iterator[Evidence | CannotTell]:
         else "Go back to the last checkpoint with finite parameters."
     )
     measured = {
-        "channels": tuple(affected),
+        "channels": tuple(affected[:MOST_LISTED]),
+        "channel_count": len(affected),
         "parameters_are_finite": parameters_are_finite,
         **{f"non_finite_{name}": len(indices) for name, indices in broken.items()},
     }

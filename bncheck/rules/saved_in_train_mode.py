@@ -47,7 +47,7 @@ def check(layer: BatchNormLayer) -> Iterator[Evidence | CannotTell]:
     if layer.use is StatisticsUse.FROZEN:
         return
     if not layer.training.is_known:
-        yield CannotTell("a state_dict does not hold the mode", layer)
+        yield CannotTell("the file does not hold the mode", layer)
         return
     if not layer.training.value:
         return

@@ -48,33 +48,41 @@ SHOWN = 5
 PYTHON_2 = {"__builtin__", "copy_reg", "commands", "cPickle", "urllib2", "exceptions"}
 STANDARD_LIBRARY = sys.stdlib_module_names | PYTHON_2
 
-# Modules of the standard library that only make data.
-DATA_MODULES = {
-    "argparse", "array", "bisect", "cmath", "collections", "dataclasses", "datetime", "decimal", "enum",
-    "fractions", "heapq", "itertools", "math", "numbers", "pathlib", "random", "statistics", "string", "time",
-    "typing", "uuid", "zoneinfo",
+# Classes and functions of the standard library that only make data. Modules are not enough: each imports others.
+DATA = {
+    "_codecs.encode", "argparse.Namespace", "array.array", "array._array_reconstructor", "collections.Counter",
+    "collections.OrderedDict", "collections.UserDict", "collections.UserList", "collections.abc.Mapping",
+    "collections.defaultdict", "collections.deque", "copy.copy", "copy.deepcopy", "copy_reg.__newobj__",
+    "copy_reg._reconstructor", "copyreg.__newobj__", "copyreg.__newobj_ex__", "copyreg._reconstructor", "datetime.date",
+    "datetime.datetime", "datetime.time", "datetime.timedelta", "datetime.timezone", "decimal.Decimal",
+    "fractions.Fraction", "functools.lru_cache", "functools.partial", "functools.reduce", "itertools.chain",
+    "itertools.count", "itertools.cycle", "itertools.repeat", "logging.Logger", "logging.getLogger", "operator.add",
+    "operator.itemgetter", "operator.mul", "operator.sub", "operator.truediv", "pathlib.Path", "pathlib.PosixPath",
+    "pathlib.PurePath", "pathlib.PurePosixPath", "pathlib.PureWindowsPath", "pathlib.WindowsPath",
+    "pathlib._local.Path", "pathlib._local.PosixPath", "pathlib._local.WindowsPath", "random.Random", "re._compile",
+    "threading.Lock", "threading.RLock", "time.perf_counter", "time.time", "types.NoneType", "types.SimpleNamespace",
+    "typing.Any", "typing.Dict", "typing.List", "typing.Optional", "typing.Tuple", "typing.Union", "uuid.SafeUUID",
+    "uuid.UUID", "weakref.ref", "zoneinfo.ZoneInfo", "torch.serialization._get_layout",
 }  # fmt: skip
+DATA_MODULES = {"math", "cmath"}  # all of them are functions of numbers
 BUILTINS = {
     "bool", "bytearray", "bytes", "complex", "dict", "enumerate", "float", "frozenset", "int", "list", "map", "max",
     "min", "NoneType", "object", "range", "reversed", "set", "slice", "sorted", "str", "sum", "tuple", "type",
     "unicode", "long", "zip", "len", "abs", "round", "xrange",
 }  # fmt: skip
-DATA_FUNCTIONS = {
-    "_codecs.encode", "copyreg._reconstructor", "copy_reg._reconstructor", "copyreg.__newobj__", "copy.copy",
-    "copy.deepcopy", "functools.partial", "functools.lru_cache", "functools.reduce", "logging.getLogger",
-    "logging.Logger", "operator.add", "operator.mul", "operator.itemgetter", "operator.truediv", "operator.sub",
-    "re._compile", "types.SimpleNamespace", "types.NoneType", "weakref.ref", "threading.RLock", "threading.Lock",
-}  # fmt: skip
 
-# Parts of torch and numpy that load files or run code, wherever they are referred to.
+# Parts of known packages that load files or run code, wherever they are referred to.
 RUNNING_PARTS = (
     "torch.hub", "torch.load", "torch.jit", "torch.utils.cpp_extension", "torch.utils.model_zoo",
     "torch.serialization", "torch.package", "torch.distributed.rpc", "torch.utils._config_module",
     "torch.utils.collect_env", "torch._inductor", "torch._dynamo.guards", "torch.testing", "torch.utils.bottleneck",
     "torch.onnx", "torch.compile", "torch.classes.load_library", "torch.ops.load_library", "torch.fx.experimental",
+    "torch.storage._load_from_bytes", "torch.fx.graph_module._exec", "torch.fx.graph_module._forward_from_src",
+    "torch.distributed.run", "torch.distributed.launch", "torch.distributed.elastic", "torch.multiprocessing",
     "numpy.load", "numpy.fromfile", "numpy.f2py", "numpy.testing", "numpy.distutils", "numpy.ctypeslib",
     "numpy.memmap", "numpy.save", "numpy.savez", "numpy.savetxt", "numpy.loadtxt", "numpy.genfromtxt",
-    "numpy.lib.npyio",
+    "numpy.lib", "pandas.eval", "pandas.read_", "pandas.io", "pandas.core.computation", "hydra.utils",
+    "omegaconf.OmegaConf.load", "torchvision.datasets", "transformers.pipelines",
 )  # fmt: skip
 # Packages whose business is to run code, to unpickle, or to talk to the network.
 RUNNING_PACKAGES = {
@@ -82,19 +90,19 @@ RUNNING_PACKAGES = {
     "pexpect", "paramiko", "fabric", "invoke", "requests", "urllib3", "httpx", "aiohttp", "numexpr", "pytest",
     "_pytest", "execnet",
 }  # fmt: skip
-# Functions of known packages that make data, so that clean training checkpoints stay quiet.
+# Functions that make data, besides classes of known packages, so that clean training checkpoints stay quiet.
 DATA_CALLS = (
-    "torch._utils._rebuild", "torch._tensor._rebuild", "torch.storage", "torch.Size", "torch.device", "torch.dtype",
-    "torch.nn.", "torch.optim.", "torch.Tensor", "torch.tensor", "torch.random", "torch.Generator",
-    "torch.distributed.tensor", "torch.distributed._tensor", "torch.ao.", "torch.quantization.", "torch.utils.data.",
-    "torch.distributions.", "torch.fx.graph_module.", "torch.torch.", "torch.cuda.", "torch.return_types.",
-    "numpy.core.",
-    "numpy._core.", "numpy.dtype", "numpy.ndarray", "numpy.random.", "numpy.ma.", "numpy.matrixlib.",
-    "torchvision.", "timm.", "pytorch_lightning.", "lightning.", "lightning_fabric.", "mmengine.", "mmcv.",
-    "mmdet.", "mmcls.", "mmseg.", "ultralytics.", "models.", "omegaconf.", "hydra.", "yacs.", "addict.",
-    "easydict.", "pandas.", "transformers.", "torchmetrics.", "ignite.", "fastai.", "fvcore.", "detectron2.",
-    "accelerate.", "scipy.sparse.", "inplace_abn.", "box.", "munch.", "attr.", "PIL.",
+    "torch._utils._rebuild", "torch._tensor._rebuild", "torch.device", "torch.distributed.checkpoint.metadata.",
+    "torch.autograd.variable.", "torch.distributed.tensor._", "torch.return_types.", "numpy.core.multiarray.",
+    "numpy._core.multiarray.", "numpy.core.numeric.", "numpy._core.numeric.", "numpy.dtype", "numpy.ndarray",
+    "numpy.random._pickle.", "numpy.ma.core._mareconstruct",
 )  # fmt: skip
+DATA_PACKAGES = {
+    "torch", "torchvision", "timm", "pytorch_lightning", "lightning", "lightning_fabric", "mmengine", "mmcv", "mmdet",
+    "mmcls", "mmseg", "ultralytics", "models", "omegaconf", "yacs", "addict", "easydict", "pandas", "transformers",
+    "torchmetrics", "ignite", "fastai", "fvcore", "detectron2", "accelerate", "scipy", "inplace_abn", "box", "munch",
+    "attr", "PIL", "numpy",
+}  # fmt: skip
 
 
 def check(checkpoint: Checkpoint) -> Iterator[Evidence | CannotTell]:
@@ -133,24 +141,42 @@ def measured(found: list[GlobalReference]) -> dict[str, object]:
 def judge(reference: GlobalReference) -> Severity | None:
     """How unexpected a reference is; None for what models hold."""
     path, use = reference.path, Use(reference.use)
-    top = path.partition(".")[0]
-    if not reference.module:
-        return Severity.ERROR  # the file computes what is called
-    if "." in reference.name and reference.name.partition(".")[0] in STANDARD_LIBRARY:
-        return Severity.ERROR  # reached through a module that imports it: torch.serialization, "os.system"
+    top = reference.module.partition(".")[0]
+    if path in DATA or (top in DATA_MODULES and "." not in reference.name):
+        return None
+    if not reference.module or leads_elsewhere(reference):
+        return Severity.ERROR
     if top in ("builtins", "__builtin__"):
         # getattr spells nested classes and methods; the interpreter reports a use of another sort as a call.
         harmless = reference.name in BUILTINS or (reference.name == "getattr" and use is Use.REFERENCED)
         return None if harmless else Severity.ERROR
-    if path in DATA_FUNCTIONS or top in DATA_MODULES:
-        return None
     if top in STANDARD_LIBRARY:
         return Severity.NOTE if use is Use.INSTANTIATED else Severity.ERROR
     if path.startswith(RUNNING_PARTS) or (top in RUNNING_PACKAGES and use is not Use.INSTANTIATED):
         return Severity.ERROR
-    if use is Use.CALLED and not path.startswith(DATA_CALLS):
-        return Severity.NOTE
-    return None
+    is_data = path.startswith(DATA_CALLS) or (top in DATA_PACKAGES and is_class(reference.name))
+    return Severity.NOTE if use is Use.CALLED and not is_data else None
+
+
+def leads_elsewhere(reference: GlobalReference) -> bool:
+    """Whether a dotted name goes through what a module has imported: ("torch.nn", "functional.os.system").
+
+    A nested class or a method has a class before the dot, with a capital letter.
+    """
+    *way, _ = parts = reference.name.split(".")
+    if not way:
+        return False
+    imported = STANDARD_LIBRARY | {"torch", "numpy", "np", "pandas", "pd"}
+    return (
+        any(part.lstrip("_") in imported or part in imported for part in way)
+        or any(part.startswith("__") for part in parts)
+        or (not is_class(way[0]) and reference.module.partition(".")[0] in STANDARD_LIBRARY | DATA_PACKAGES)
+    )
+
+
+def is_class(name: str) -> bool:
+    """Whether a name is spelled like that of a class."""
+    return name.rpartition(".")[2].lstrip("_")[:1].isupper()
 
 
 RULE = Rule("unexpected-globals", Severity.ERROR, "a pickle", __doc__, checkpoint=check)
