@@ -502,3 +502,46 @@ def test_an_ascii_terminal_gets_ascii(here: Path) -> None:
     done = run("inspect", "model.pt", env=env)
     assert done.returncode == 0
     assert done.stdout.isascii()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_progress_is_shown_to_whoever_watches_and_to_nobody_else(here: Path) -> None:
+    import pty
+
+    torch.save(network().eval(), "0.pt")
+    for index in range(1, 10):
+        Path(f"{index}.pt").write_bytes(Path("0.pt").read_bytes())
+    controller, terminal = pty.openpty()
+    watched = subprocess.run(
+        [sys.executable, "-m", "bncheck", "inspect", ".", "-q"], stdout=subprocess.PIPE, stderr=terminal, check=True
+    )
+    os.close(terminal)
+    shown = os.read(controller, 100_000)
+    os.close(controller)
+    assert b"checkpoints" in shown
+    assert watched.stdout.decode().count("PASSED") == 10
+    unwatched = run("inspect", ".", "-q")
+    assert (unwatched.returncode, unwatched.stderr) == (0, "")
+    assert unwatched.stdout == watched.stdout.decode()
+
+
+def test_a_defect_of_ours_on_one_file_does_not_lose_the_others(
+    here: Path, bncheck: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only way to meet one is to make one: a rule that fails for the second file."""
+    from bncheck import diagnosis
+    from bncheck.findings import Rule, Severity
+
+    def fail(layer: Any) -> Any:
+        if layer.num_features == 3:
+            raise RuntimeError("broken on purpose")
+        return ()
+
+    for channels in (2, 3, 4):
+        torch.save(nn.BatchNorm2d(channels), f"{channels}.pt")
+    broken = Rule("broken", Severity.ERROR, "", "Broken.", layer=fail)
+    monkeypatch.setattr(diagnosis.diagnose, "__defaults__", ((broken,),))
+    result = bncheck("inspect", "2.pt", "3.pt", "4.pt", "-f", "json")
+    errors = [report["error"] and report["error"]["message"] for report in documents(result)["reports"]]
+    assert errors == [None, "bncheck itself failed on 3.pt: RuntimeError('broken on purpose')", None]
+    assert result.exit_code == 2

@@ -21,7 +21,7 @@ from bncheck.checkpoints.state_dicts import COUNTER, STATISTICS, TENSORS, prefix
 from bncheck.checkpoints.tensors import DAMAGED_HINT, MAX_DIMENSIONS, strided_tensor
 from bncheck.checkpoints.torch_objects import is_count
 from bncheck.checkpoints.torch_zip import MAX_UNPACKED
-from bncheck.checkpoints.zip_archive import LOCAL_HEADER, LOCAL_MAGIC, STORED, Entry, ZipArchive
+from bncheck.checkpoints.zip_archive import LOCAL_HEADER, LOCAL_MAGIC, STORED, Entry, ZipArchive, open_archive
 from bncheck.errors import UnreadableError, UnsupportedError
 from bncheck.subjects import (
     UNKNOWN,
@@ -103,7 +103,7 @@ def recognises(source: Source) -> bool:
     if f"/{WEIGHTS}" in first or is_mark(first):
         return True  # even if the file breaks off
     try:
-        return any(map(is_mark, ZipArchive(source).entries))
+        return any(map(is_mark, open_archive(source).entries))
     except UnreadableError:
         return False
 
@@ -128,7 +128,7 @@ def read(source: Source) -> Checkpoint:
         UnreadableError: the archive is damaged or contradicts itself.
         UnsupportedError: it was written by an older torch, or holds compiled code and no graph.
     """
-    archive = Archive(ZipArchive(source))
+    archive = Archive(open_archive(source))
     models = archive.models()
     groups = []
     facts: dict[str, str | int | float] = {}

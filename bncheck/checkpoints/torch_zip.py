@@ -10,7 +10,7 @@ from bncheck.checkpoints.pickles import MAX_BYTES, read_pickle
 from bncheck.checkpoints.tensors import strided_tensor
 from bncheck.checkpoints.torch_objects import CONSTRUCTORS, StorageRecord, TensorRecord, storage_of
 from bncheck.checkpoints.training_facts import facts_of
-from bncheck.checkpoints.zip_archive import LOCAL_MAGIC, STORED, ZipArchive
+from bncheck.checkpoints.zip_archive import LOCAL_MAGIC, STORED, ZipArchive, open_archive
 from bncheck.errors import UnreadableError, UnsupportedError
 from bncheck.subjects import Checkpoint, Tensor
 from bncheck.wording import quoted
@@ -29,7 +29,7 @@ def recognises(source: Source) -> bool:
     if source.size < 4 or source.read(0, 4) != LOCAL_MAGIC:
         return False
     try:
-        return root_of(ZipArchive(source)) is not None
+        return root_of(open_archive(source)) is not None
     except UnreadableError:
         return b"data.pkl" in source.read(0, min(source.size, HEAD))  # torch writes it first
 
@@ -41,7 +41,7 @@ def read(source: Source) -> Checkpoint:
         UnreadableError: the file is damaged.
         UnsupportedError: it is a zip file of another kind.
     """
-    archive = ZipArchive(source)
+    archive = open_archive(source)
     root = root_of(archive)
     if root is None:
         raise UnsupportedError(f"{source.name} is a zip file without a pickle of torch in it", "Unpack it first.")

@@ -29,7 +29,7 @@ from bncheck.checkpoints.torchscript_code import (
     Value,
     read_classes,
 )
-from bncheck.checkpoints.zip_archive import LOCAL_HEADER, LOCAL_MAGIC, ZipArchive
+from bncheck.checkpoints.zip_archive import LOCAL_HEADER, LOCAL_MAGIC, ZipArchive, open_archive
 from bncheck.errors import UnreadableError, UnsupportedError
 from bncheck.subjects import (
     UNKNOWN,
@@ -74,7 +74,7 @@ def recognises(source: Source) -> bool:
     if source.size < LOCAL_HEADER.size or source.read(0, 4) != LOCAL_MAGIC:
         return False
     try:
-        names = ZipArchive(source).entries
+        names = open_archive(source).entries
     except UnreadableError:
         # It breaks off before its table of contents, and must not be passed over. Storages come first, in other
         # zip files of torch the pickle.
@@ -104,7 +104,7 @@ def read(source: Source) -> Checkpoint:
         UnreadableError: the file is damaged.
         UnsupportedError: torch before 1.4 wrote it.
     """
-    archive = ZipArchive(source)
+    archive = open_archive(source)
     root = root_of(archive.entries)
     if not root:
         raise UnsupportedError(

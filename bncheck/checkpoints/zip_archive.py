@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from bncheck.errors import UnreadableError
@@ -45,6 +46,12 @@ class Entry(NamedTuple):
     compressed_size: int
     size: int
     header_offset: int
+
+
+@lru_cache(maxsize=1)
+def open_archive(source: Source) -> ZipArchive:
+    """The archive in a source; the last one is kept, since recognising a file and reading it need the same table."""
+    return ZipArchive(source)
 
 
 class ZipArchive:
