@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from bncheck.checkpoints.limits import limits_for
 from bncheck.checkpoints.source import FileSource, Source
-from bncheck.errors import BncheckError, UnreadableError, UnsupportedError, UsageError
-from bncheck.wording import few, quoted
+from bncheck.errors import BncheckError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,8 +50,6 @@ FORMATS = (
 # must not be passed over in silence.
 CHECKPOINT_SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors", ".pt2", ".ptl", ".onnx"}
 SKIPPED_FOLDERS = {"__pycache__", "node_modules"}
-PICKLE_START = b"\x80"
-TAR_BLOCK = 512
 
 
 def formats() -> Iterator[Format]:
@@ -75,43 +72,11 @@ def read_checkpoint(source: Source) -> Checkpoint:
     """
     format_ = format_of(source)
     if format_ is None:
-        raise unrecognised(source)
+        from bncheck.checkpoints.unrecognised import unrecognised
+
+        raise unrecognised(source, CHECKPOINT_SUFFIXES)
     with limits_for(source.name):
         return format_.read(source)
-
-
-def unrecognised(source: Source) -> BncheckError:
-    """What to say of a file of no known format."""
-    name = source.name
-    if source.size == 0:
-        return UnreadableError(f"{name} is empty", "Copy or save it again.")
-    head = source.read(0, min(source.size, TAR_BLOCK))
-    if head.startswith(b"PK\x03\x04"):
-        return in_archive(name, "zip file", checkpoints_in_zip(source))
-    if head[257:262] == b"ustar":
-        return in_archive(name, "tar archive", [head[:100].rstrip(b"\0").decode("utf-8", "replace")])
-    if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"\x28\xb5\x2f\xfd")):
-        return in_archive(name, "compressed file", [])
-    if head.startswith(PICKLE_START):
-        return UnsupportedError(
-            f"{name} is a pickle that torch.save did not write", "Save the model with torch.save or safetensors."
-        )
-    return UnsupportedError(
-        f"{name} is not a checkpoint that bncheck reads",
-        "Give a file written by torch.save, safetensors, torch.jit.save, torch.export or ONNX, or a folder with such.",
-    )
-
-
-def in_archive(name: str, kind: str, inside: list[str]) -> UnsupportedError:
-    """What to say of an archive that people pass around."""
-    holding = f" that holds {few([quoted(entry) for entry in inside])}" if inside else ""
-    return UnsupportedError(f"{name} is a {kind}{holding}", "Unpack it and give the checkpoint inside.")
-
-
-def checkpoints_in_zip(source: Source) -> list[str]:
-    from bncheck.checkpoints.zip_archive import ZipArchive
-
-    return [name for name in ZipArchive(source).entries if Path(name).suffix in CHECKPOINT_SUFFIXES]
 
 
 def find_checkpoints(name: str) -> list[Path]:

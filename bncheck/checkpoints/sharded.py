@@ -5,17 +5,20 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from bncheck.checkpoints import safetensors
+from bncheck.checkpoints import safetensors, torch_legacy, torch_zip
+from bncheck.checkpoints.limits import limits
+from bncheck.checkpoints.pickles import Dictionary
 from bncheck.checkpoints.state_dicts import state_dict_group
 from bncheck.checkpoints.tensors import DAMAGED_HINT
+from bncheck.checkpoints.torch_objects import TensorRecord
 from bncheck.errors import UnreadableError, UnsupportedError, UsageError
-from bncheck.subjects import Checkpoint, Tensor
+from bncheck.subjects import Checkpoint, GlobalReference, Tensor
 from bncheck.wording import quoted
 
 if TYPE_CHECKING:
     from bncheck.checkpoints.source import Source
 
-FORMAT = "safetensors, sharded"
+FORMAT = "sharded"
 # An index has about a hundred bytes for each tensor.
 MAX_INDEX = 16 * 2**20
 # The index starts with a small table of metadata, then the map.
@@ -36,21 +39,41 @@ def read(source: Source) -> Checkpoint:
         UnreadableError: the index is damaged, a shard is missing, or it does not hold what the index says.
         UnsupportedError: the shards are of a format that is not read.
     """
-    weight_map = weight_map_of(source)
-    tensors: dict[str, Tensor] = {}
     keys_of: dict[str, set[str]] = {}
-    for key, file in weight_map.items():
+    for key, file in weight_map_of(source).items():
         keys_of.setdefault(file, set()).add(key)
+    tensors: dict[str, Tensor] = {}
+    references: set[GlobalReference] = set()
     for shard_name, expected in sorted(keys_of.items()):
         shard = open_shard(source, shard_name)
-        held, _ = safetensors.read_tensors(shard)
+        held, globals_ = read_shard(shard)
         absent = sorted(expected - held.keys())
         if absent:
-            raise UnreadableError(
-                f"{shard.name} misses {quoted(absent[0])}, which {source.name} says it holds", DAMAGED_HINT
-            )
+            said = f"which {source.name} says it holds"
+            raise UnreadableError(f"{shard.name} misses {quoted(absent[0])}, {said}", DAMAGED_HINT)
         tensors.update((key, tensor) for key, tensor in held.items() if key in expected)
-    return Checkpoint(source.name, FORMAT, (state_dict_group("", tensors, ordered=False),))
+        references |= globals_
+    groups = (state_dict_group("", tensors, ordered=bool(references)),)  # safetensors, without globals, sorts by name
+    return Checkpoint(source.name, FORMAT, groups, tuple(sorted(references)))
+
+
+def read_shard(shard: Source) -> tuple[dict[str, Tensor], set[GlobalReference]]:
+    """The tensors of a shard by key, and what unpickling it would import."""
+    if safetensors.recognises(shard):
+        return safetensors.read_tensors(shard)[0], set()
+    for pickled in (torch_zip, torch_legacy):
+        if pickled.recognises(shard):
+            pickle, storages = pickled.unpickle(shard)
+            if not isinstance(pickle.value, Dictionary):
+                raise UnreadableError(f"{shard.name} does not hold a state_dict", DAMAGED_HINT)
+            limits().spend(steps=len(pickle.value))
+            tensors = {
+                key: storages.tensor(key, record)
+                for key, record in pickle.value.items()
+                if isinstance(key, str) and isinstance(record, TensorRecord)
+            }
+            return tensors, pickle.globals
+    raise UnsupportedError(f"{shard.name} is no checkpoint in one file", "Shards are safetensors or torch.save files.")
 
 
 def shard_names(source: Source) -> set[str]:
@@ -71,11 +94,8 @@ def weight_map_of(source: Source) -> dict[str, str]:
 
 def open_shard(index: Source, name: str) -> Source:
     try:
-        shard = index.sibling(name)
+        return index.sibling(name)
     except UsageError as error:
         raise UnreadableError(
             f"{index.name} needs a shard that cannot be opened: {error.message}", "Copy all shards beside the index."
         ) from None
-    if not safetensors.recognises(shard):
-        raise UnsupportedError(f"{shard.name} is not a safetensors file", "Only safetensors shards are read yet.")
-    return shard

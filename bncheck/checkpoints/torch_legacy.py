@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from bncheck.checkpoints.contents import groups_of
-from bncheck.checkpoints.pickles import Damaged, Global, read_pickle_at
+from bncheck.checkpoints.pickles import Damaged, Global, Pickle, read_pickle_at
 from bncheck.checkpoints.tensors import DAMAGED_HINT, DTYPES, strided_tensor
 from bncheck.checkpoints.torch_objects import CONSTRUCTORS, StorageRecord, TensorRecord, is_count, storage_of
 from bncheck.checkpoints.training_facts import facts_of
+from bncheck.checkpoints.unrecognised import tar_members
 from bncheck.errors import UnreadableError, UnsupportedError
 from bncheck.subjects import Checkpoint, GlobalReference, Tensor
 from bncheck.wording import quoted
@@ -35,8 +37,6 @@ PROTOCOL_VERSION = 1001
 SMALL_WINDOW = 1024
 COUNT = struct.Struct("<q")
 
-TAR_BLOCK = 512
-TAR_NAME, TAR_SIZE, TAR_MAGIC = slice(0, 100), slice(124, 136), slice(257, 262)
 TAR_MEMBERS = {"sys_info", "pickle", "storages", "tensors"}
 
 
@@ -67,18 +67,7 @@ def recognises(source: Source) -> bool:
 
 def is_tar(source: Source) -> bool:
     """Whether the first four members of a tar archive are those of torch 0.1, in any order."""
-    place = 0
-    names = set()
-    for _ in TAR_MEMBERS:
-        if place + TAR_BLOCK > source.size:
-            break
-        header = source.read(place, TAR_BLOCK)
-        size = header[TAR_SIZE].strip(b" \0")
-        if header[TAR_MAGIC] != b"ustar" or not size.isdigit() or size.strip(b"01234567"):
-            break
-        names.add(header[TAR_NAME].rstrip(b"\0").decode("ascii", "replace"))
-        place += TAR_BLOCK + -(-int(size, 8) // TAR_BLOCK) * TAR_BLOCK
-    return names == TAR_MEMBERS
+    return set(islice(tar_members(source), len(TAR_MEMBERS))) == TAR_MEMBERS
 
 
 def read(source: Source) -> Checkpoint:
@@ -88,6 +77,14 @@ def read(source: Source) -> Checkpoint:
         UnreadableError: the file is damaged.
         UnsupportedError: torch 0.1 wrote it.
     """
+    pickle, storages = unpickle(source)
+    groups = groups_of(pickle.value, source.name, storages.tensor)
+    facts = facts_of(pickle.value, storages.tensor)
+    return Checkpoint(source.name, FORMAT, groups, tuple(sorted(pickle.globals)), facts)
+
+
+def unpickle(source: Source) -> tuple[Pickle, Storages]:
+    """The object in the file as inert records with the globals of all its pickles, and its storages."""
     if is_tar(source):
         raise UnsupportedError(
             f"{source.name} is in the tar format of torch 0.1, which is not read",
@@ -112,9 +109,7 @@ def read(source: Source) -> Checkpoint:
     keys = read_pickle_at(source, pickle.end, {}, no_storage)
     globals_ |= pickle.globals | keys.globals
     storages.locate(keys.value, keys.end)
-    groups = groups_of(pickle.value, source.name, storages.tensor)
-    facts = facts_of(pickle.value, storages.tensor)
-    return Checkpoint(source.name, FORMAT, groups, tuple(sorted(globals_)), facts)
+    return Pickle(pickle.value, pickle.end, globals_), storages
 
 
 def no_storage(_: object) -> object:

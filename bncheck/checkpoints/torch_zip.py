@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from bncheck.checkpoints.contents import groups_of
-from bncheck.checkpoints.pickles import MAX_BYTES, read_pickle
+from bncheck.checkpoints.pickles import MAX_BYTES, Pickle, read_pickle
 from bncheck.checkpoints.tensors import strided_tensor
 from bncheck.checkpoints.torch_objects import CONSTRUCTORS, StorageRecord, TensorRecord, storage_of
 from bncheck.checkpoints.training_facts import facts_of
@@ -41,15 +41,20 @@ def read(source: Source) -> Checkpoint:
         UnreadableError: the file is damaged.
         UnsupportedError: it is a zip file of another kind.
     """
+    pickle, storages = unpickle(source)
+    groups = groups_of(pickle.value, source.name, storages.tensor)
+    facts = facts_of(pickle.value, storages.tensor)
+    return Checkpoint(source.name, FORMAT, groups, tuple(sorted(pickle.globals)), facts)
+
+
+def unpickle(source: Source) -> tuple[Pickle, Storages]:
+    """The pickle of the file as inert records, and the storages that these refer to."""
     archive = open_archive(source)
     root = root_of(archive)
     if root is None:
         raise UnsupportedError(f"{source.name} is a zip file without a pickle of torch in it", "Unpack it first.")
-    storages = Storages(archive, root)
-    pickle = read_pickle(archive.read(f"{root}data.pkl", MAX_BYTES), source.name, CONSTRUCTORS, storage_of)
-    groups = groups_of(pickle.value, source.name, storages.tensor)
-    facts = facts_of(pickle.value, storages.tensor)
-    return Checkpoint(source.name, FORMAT, groups, tuple(sorted(pickle.globals)), facts)
+    data = archive.read(f"{root}data.pkl", MAX_BYTES)
+    return read_pickle(data, source.name, CONSTRUCTORS, storage_of), Storages(archive, root)
 
 
 def root_of(archive: ZipArchive) -> str | None:

@@ -27,6 +27,7 @@ KNOWN_OF_FORMATS: dict[str, dict[str, str]] = {
     "`torch.save` before torch 1.6, of a module": MODULE,
     "safetensors": STATE_DICT,
     "safetensors in shards, with their index, or the folder": STATE_DICT,
+    "Hugging Face `pytorch_model.bin` in shards, likewise": STATE_DICT,
     "TorchScript, scripted": MODULE,
     "TorchScript, traced": GRAPH,
     "torch.export (`.pt2`)": GRAPH,
@@ -107,8 +108,12 @@ WRITERS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     ),
     "safetensors": ("safetensors", write_safetensors),
     "safetensors in shards, with their index, or the folder": (
-        "safetensors, sharded",
+        "sharded",
         lambda folder: write_shards(folder, network()),
+    ),
+    "Hugging Face `pytorch_model.bin` in shards, likewise": (
+        "sharded",
+        lambda folder: write_shards(folder, network(), suffix="bin"),
     ),
     "TorchScript, scripted": ("TorchScript", write_script(lambda: torch.jit.script(network()))),
     "TorchScript, traced": ("TorchScript", write_script(lambda: torch.jit.trace(network(), EXAMPLE))),

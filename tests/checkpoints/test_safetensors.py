@@ -42,19 +42,22 @@ def network() -> nn.Sequential:
     return made
 
 
-def write_shards(folder: Path, made: nn.Module | None = None) -> Path:
-    """Two shards and their index, as Hugging Face lays them out."""
+def write_shards(folder: Path, made: nn.Module | None = None, suffix: str = "safetensors") -> Path:
+    """Two shards and their index, as Hugging Face lays them out; "bin" is what torch.save writes."""
     state = (made or network()).state_dict()
-    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    names = [f"model-0000{number}-of-00002.{suffix}" for number in (1, 2)]
     shards: dict[str, dict[str, torch.Tensor]] = {name: {} for name in names}
     for index, (key, value) in enumerate(state.items()):
         shards[names[index % 2]][key] = value  # the buffers of one layer lie in both
     for name, held in shards.items():
-        save_file(held, folder / name, metadata={"format": "pt"})
+        if suffix == "bin":
+            torch.save(held, folder / name, _use_new_zipfile_serialization=name == names[0])
+        else:
+            save_file(held, folder / name, metadata={"format": "pt"})
     index = {"metadata": {"total_size": 1}, "weight_map": {key: name for name, held in shards.items() for key in held}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    (folder / f"model.{suffix}.index.json").write_text(json.dumps(index, indent=2))
     (folder / "config.json").write_text('{"model_type": "resnet"}')
-    return folder / "model.safetensors.index.json"
+    return folder / f"model.{suffix}.index.json"
 
 
 def test_shards_are_put_together(tmp_path: Path, read: Read) -> None:
@@ -69,8 +72,9 @@ def test_shards_are_put_together(tmp_path: Path, read: Read) -> None:
         np.testing.assert_array_equal(layer.running_var, module.running_var.numpy())
 
 
-def test_a_folder_of_shards_is_one_checkpoint(tmp_path: Path) -> None:
-    index = write_shards(tmp_path)
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_folder_of_shards_is_one_checkpoint(tmp_path: Path, suffix: str) -> None:
+    index = write_shards(tmp_path, suffix=suffix)
     assert find_checkpoints(str(tmp_path)) == [index]
 
 
