@@ -1,12 +1,16 @@
 """Any nesting of state dicts and modules, saved by torch in any way, is read back bit for bit."""
 
 import io
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save
 from torch import nn
 
 from bncheck.checkpoints import read_checkpoint
@@ -119,3 +123,80 @@ def test_what_torch_saves_is_read_back(
         inner = modules.get(layer.name)
         if inner is not None and inner.track_running_stats:
             assert layer.num_batches_tracked == inner.num_batches_tracked.item()
+
+
+def as_safetensors(network: nn.Sequential) -> bytes:
+    return save(network.state_dict())
+
+
+def as_script(network: nn.Sequential) -> bytes:
+    out = io.BytesIO()
+    torch.jit.save(torch.jit.script(network), out)
+    return out.getvalue()
+
+
+def as_trace(network: nn.Sequential) -> bytes:
+    out = io.BytesIO()
+    torch.jit.save(torch.jit.trace(network, example(network), check_trace=False), out)
+    return out.getvalue()
+
+
+def as_export(network: nn.Sequential) -> bytes:
+    out = io.BytesIO()
+    torch.export.save(torch.export.export(network, (example(network),)), out)
+    return out.getvalue()
+
+
+def as_onnx(network: nn.Sequential) -> bytes:
+    out = io.BytesIO()
+    torch.onnx.export(
+        network, (example(network),), out, dynamo=False, do_constant_folding=False,
+        training=torch.onnx.TrainingMode.PRESERVE, keep_initializers_as_inputs=False,
+    )  # fmt: skip
+    return out.getvalue()
+
+
+def example(network: nn.Sequential) -> torch.Tensor:
+    return torch.ones(2, network[0].num_features, 2, 2)
+
+
+SETTINGS = st.tuples(st.floats(1e-6, 1e-2), st.floats(0.01, 1), FLAGS)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.integers(2, 5),
+    st.lists(SETTINGS, min_size=1, max_size=4),
+    st.booleans(),
+    st.sampled_from([as_safetensors, as_script, as_trace, as_export, as_onnx]),
+    st.integers(0, 2**31),
+)
+def test_graphs_and_tensors_of_other_formats_are_read_back(
+    channels: int, layers: list[tuple[float, float, bool]], training: bool, write: Callable[..., bytes], seed: int
+) -> None:
+    torch.manual_seed(seed)
+    network = nn.Sequential(
+        *(nn.BatchNorm2d(channels, eps=eps, momentum=momentum, affine=affine) for eps, momentum, affine in layers)
+    ).train(training)
+    for buffer in network.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.1, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates some of its formats
+        data = write(network)  # tracing in train mode updates the statistics: they are compared afterwards
+    found = read_checkpoint(MemorySource(data)).layers  # type: ignore[arg-type]
+    if write is as_onnx:  # which fills in the parameters that are missing
+        for layer in network:
+            layer.weight = layer.weight if layer.weight is not None else nn.Parameter(torch.ones(channels))
+            layer.bias = layer.bias if layer.bias is not None else nn.Parameter(torch.zeros(channels))
+    else:
+        assert [layer.name for layer in found] == [str(index) for index in range(len(layers))]
+    assert [of_ours(layer)[2:] for layer in found] == [of_torch("", "", layer)[2:] for layer in network]
+    if write is as_safetensors:
+        return
+    for layer, (eps, momentum, _) in zip(found, layers, strict=True):
+        assert layer.eps.value == pytest.approx(eps)
+        assert layer.momentum.value == pytest.approx(momentum, rel=1e-5)
+        assert layer.training.value == training
+        assert layer.baked == (write is not as_script)
