@@ -29,6 +29,7 @@ bench: $(VENV)/installed-dev  ## speed and memory, as ratios within one run
 
 fuzz: $(VENV)/installed-dev  ## mutate files of every format and read them; COUNT=1000000 for a long turn
 	$(BIN)/python tests/fuzz/fuzz_readers.py --count $(COUNT) --seed 1
+	if $(PIP) install -q -c constraints.txt atheris; then $(BIN)/python tests/fuzz/guided.py -runs=$(COUNT); fi
 
 readme: $(VENV)/installed-dev  ## write the outputs and tables of the README anew
 	$(BIN)/python tests/readme.py
