@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bncheck.checkpoints.kinds import KIND_BY_DIMENSIONS, UNTOLD
 from bncheck.checkpoints.modules import BATCH_NORM, INSTANCE_NORM
+from bncheck.checkpoints.protobuf import BYTES, NUMBER, Field, Window, as_field, damaged, fields
 from bncheck.checkpoints.safetensors import contiguous_strides, read_range
 from bncheck.checkpoints.state_dicts import STATISTICS, prefix_stripper, read_tensors
 from bncheck.checkpoints.tensors import DAMAGED_HINT, DTYPES, MAX_DIMENSIONS, MAX_ELEMENTS, strided_tensor
@@ -34,8 +35,7 @@ if TYPE_CHECKING:
 FORMAT = "ONNX"
 MOMENTUM_NOTE = "ONNX's momentum is the weight of the old statistics; what is shown is 1 - momentum, as PyTorch has it"
 
-# Fields of the messages, and how protobuf writes them: a number, or a length and that many bytes.
-NUMBER, LONG, BYTES, SHORT = 0, 1, 2, 5
+# Fields of the messages
 IR_VERSION, GRAPH, INITIALIZER, RAW_DATA = 1, 7, 5, 9
 MODEL_FIELDS = {
     1: NUMBER, 2: BYTES, 3: BYTES, 4: BYTES, 5: NUMBER, 6: BYTES, 7: BYTES, 8: BYTES, 14: BYTES, 20: BYTES,
@@ -51,8 +51,6 @@ MAX_FIELDS_BEFORE_GRAPH = 64
 MAX_TYPED = 2**20
 # What is left of a model without its weights: a node has about a hundred bytes.
 MAX_SKELETON = 256 * 2**20
-# Read at once while walking: more than most fields, less than most weights.
-WINDOW = 2**14
 
 # A function that calls another one twice, and that one a third, makes more nodes than any file has.
 MAX_NODES = 500_000
@@ -119,84 +117,6 @@ def read(source: Source) -> Checkpoint:
 
 
 # -- protobuf
-
-
-class Field(NamedTuple):
-    """A field of a message: a number, or the range of its bytes. `tag` is where it starts."""
-
-    number: int
-    wire: int
-    tag: int
-    value: int
-    start: int
-    end: int
-
-
-class Window:
-    """A source of which a stretch is kept, for many small reads in a row."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.offset = 0
-        self.data = b""
-
-    def head(self, offset: int) -> bytes:
-        """Up to 20 bytes from `offset`: a tag and a number."""
-        at = offset - self.offset
-        if at < 0 or (at + 20 > len(self.data) and self.offset + len(self.data) < self.source.size):
-            self.data = self.source.read(offset, max(0, min(WINDOW, self.source.size - offset)))
-            self.offset, at = offset, 0
-        return self.data[at : at + 20]
-
-
-def fields(window: Window, start: int, end: int) -> Iterator[Field]:
-    """The fields of the message in a range of the source. The last one may reach beyond `end`: ask."""
-    place = start
-    while place < end:
-        head = window.head(place)
-        tag, used = varint(head, 0, window.source.name)
-        number, wire = tag >> 3, tag & 7
-        if tag >= 2**32:
-            raise damaged(window.source.name)
-        value, length = 0, 0
-        if wire in (NUMBER, BYTES):
-            value, used = varint(head, used, window.source.name)
-            length = value if wire == BYTES else 0
-        elif wire in (LONG, SHORT):
-            length = 8 if wire == LONG else 4
-        else:
-            raise damaged(window.source.name)
-        data = place + used
-        yield Field(number, wire, place, value, data, data + length)
-        place = data + length
-
-
-def varint(data: bytes, place: int, name: str) -> tuple[int, int]:
-    """A number of seven bits a byte, and the place after it."""
-    value = 0
-    for index, byte in enumerate(data[place : place + 10]):
-        value |= (byte & 0x7F) << (7 * index)
-        if byte < 0x80:
-            return value, place + index + 1
-    raise damaged(name)
-
-
-def as_field(number: int, data: bytes) -> bytes:
-    """A field that holds bytes."""
-    return as_varint(number << 3 | BYTES) + as_varint(len(data)) + data
-
-
-def as_varint(value: int) -> bytes:
-    made = bytearray()
-    while value >= 0x80:
-        made.append(value & 0x7F | 0x80)
-        value >>= 7
-    made.append(value)
-    return bytes(made)
-
-
-def damaged(name: str) -> UnreadableError:
-    return UnreadableError(f"{name} is not a proper ONNX model", DAMAGED_HINT)
 
 
 @dataclass(frozen=True, slots=True)

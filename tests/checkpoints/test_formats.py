@@ -1,5 +1,8 @@
 """What is known from each format: the table of the README, each cell proven on a file that the real library wrote."""
 
+import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -149,3 +152,26 @@ def test_what_is_known_of_a_format(tmp_path: Path, read: Callable[[Path], Checkp
 def test_every_format_is_in_the_table() -> None:
     assert {format_.FORMAT for format_ in formats()} == {format_ for format_, _ in WRITERS.values()}
     assert set(WRITERS) == set(KNOWN_OF_FORMATS)
+
+
+def test_no_format_needs_torch_to_be_read(tmp_path: Path) -> None:
+    paths = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for number, (_, write) in enumerate(WRITERS.values()):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            paths.append(str(write(folder)))
+    script = (
+        "import sys, contextlib\n"
+        "from bncheck.cli import app\n"
+        "with contextlib.suppress(SystemExit):\n"
+        "    app(['inspect', '-f', 'json', *sys.argv[1:]])\n"
+        "sys.exit('torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *paths], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    reports = json.loads(done.stdout)["reports"]
+    assert [report["format"] for report in reports] == [format_ for format_, _ in WRITERS.values()]
+    assert [len(report["layers"]) for report in reports] == [2] * len(WRITERS)
+    assert [finding["rule"] for report in reports for finding in report["findings"]] == []
