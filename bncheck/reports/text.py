@@ -110,6 +110,8 @@ class Page:
         word, color = VERDICTS[report.verdict]
         name = escaped(report.subjects[0])
         end = f": {found(report)}" if self.style.quiet else ""
+        if self.style.quiet and not report.layers:
+            end = ": no BatchNorm layer"
         self.console.print(Text.assemble((f"{word} ", color), (name, "bold"), end), soft_wrap=True)
         if self.style.quiet:
             return

@@ -40,7 +40,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as corpus:
         subprocess.run([sys.executable, "-c", WRITE_SEEDS, ROOT, corpus], check=True)
-        options = ["-max_len=20000", "-timeout=5", "-rss_limit_mb=600", "-seed=1", "-print_final_stats=1"]
+        options = ["-max_len=32000", "-timeout=5", "-rss_limit_mb=600", "-seed=1", "-print_final_stats=1"]
         atheris.Setup([sys.argv[0], corpus, *options, *sys.argv[1:]], one_input)
         atheris.Fuzz()
 
