@@ -59,3 +59,10 @@ def test_not_a_number_is_shown_as_torch_has_it_and_what_is_finite_beside_it() ->
 def test_nothing_has_no_spread() -> None:
     assert distribution(None) is None
     assert distribution(np.empty(0, np.float32)) is None
+
+
+def test_a_signalling_nan_is_counted_without_a_warning() -> None:
+    values = np.array([0x7F800001, 0x3F800000], np.uint32).view(np.float32)
+    found = distribution(values)
+    assert found is not None
+    assert (found.non_finite, found.finite) == (1, (1.0, 1.0, 1.0))
