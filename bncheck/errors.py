@@ -1,6 +1,7 @@
 """What bncheck says instead of a traceback: one sentence, and a hint what to do."""
 
 LONGEST = 600
+DAMAGED_HINT = "The file is truncated or damaged: copy, download or save it again."
 
 
 class BncheckError(Exception):

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, cast
 
 from bncheck.checkpoints.contents import groups_of
 from bncheck.checkpoints.pickles import MAX_BYTES, MAX_OPCODES, Dictionary, Global, Object, Unhashable, read_pickle
-from bncheck.checkpoints.tensors import DAMAGED_HINT, MAX_DIMENSIONS, MAX_ELEMENTS
-from bncheck.checkpoints.torch_objects import CONSTRUCTORS, StorageRecord, TensorRecord, is_count, storage_of
+from bncheck.checkpoints.source import Part
+from bncheck.checkpoints.tensors import MAX_DIMENSIONS, MAX_ELEMENTS, is_count
+from bncheck.checkpoints.torch_objects import CONSTRUCTORS, StorageRecord, TensorRecord, storage_of
 from bncheck.checkpoints.torch_zip import Storages, root_of
 from bncheck.checkpoints.zip_archive import LOCAL_MAGIC, ZipArchive
-from bncheck.errors import UnreadableError, UnsupportedError, UsageError
+from bncheck.errors import DAMAGED_HINT, UnreadableError, UnsupportedError, UsageError
 from bncheck.subjects import Checkpoint, GlobalReference, Tensor
 from bncheck.wording import quoted
 
@@ -39,27 +40,6 @@ MAX_REMEMBERED = 64 * 2**10
 # Where the nesting is not stored: keys that start so belong to one state dict, beside those of an optimizer.
 CONTAINERS = ("model", "state_dict", "module", "net", "network")
 OPTIMIZERS = ("optim", "optimizer", "optimizers", "optimizer_state", "optimizer_states")
-
-
-class Part:
-    """A range of a source, which is read like a file of its own."""
-
-    def __init__(self, whole: Source, start: int, size: int) -> None:
-        self.whole = whole
-        self.start = start
-        self.size = size
-        self.name = whole.name
-
-    def read(self, offset: int, length: int) -> bytes:
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise UnreadableError(
-                f"{self.name} holds a part of {self.size} bytes, of which bytes up to {offset + length} are needed",
-                DAMAGED_HINT,
-            )
-        return self.whole.read(self.start + offset, length)
-
-    def sibling(self, name: str) -> Source:
-        return self.whole.sibling(name)
 
 
 @dataclass(frozen=True, slots=True)

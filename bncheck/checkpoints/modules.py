@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, cast
 
 from bncheck.checkpoints.limits import LONGEST_PATH, limits
 from bncheck.checkpoints.pickles import Dictionary, Object
-from bncheck.checkpoints.state_dicts import COUNTER, STATISTICS, TENSORS, prefix_stripper, read_counter, read_tensors
+from bncheck.checkpoints.state_dicts import (
+    BATCH_OR_INSTANCE,
+    COUNTER,
+    STATISTICS,
+    TENSORS,
+    prefix_stripper,
+    read_counter,
+    read_tensors,
+)
 from bncheck.checkpoints.torch_objects import TensorRecord
 from bncheck.subjects import (
     UNKNOWN,
@@ -34,8 +42,6 @@ TORCH_BATCHNORM = "torch.nn.modules.batchnorm."
 INSTANCE_NORM = re.compile(r"instance_?norm", re.IGNORECASE)
 BATCH_NORM = re.compile(r"batch_?norm|(^|_)bn|BN|abn", re.IGNORECASE)
 FROZEN = re.compile(r"frozen", re.IGNORECASE)
-# Without buffers and without a telling name, a class with the attributes of both may be either.
-BATCH_OR_INSTANCE = "BatchNorm or InstanceNorm"
 MAX_BITS = 63
 # A tensor takes about as much memory and time as this many other parts.
 STEPS_OF_TENSOR = 6

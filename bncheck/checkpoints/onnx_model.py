@@ -18,8 +18,8 @@ from bncheck.checkpoints.modules import BATCH_NORM, INSTANCE_NORM
 from bncheck.checkpoints.protobuf import BYTES, NUMBER, Field, Window, as_field, damaged, fields
 from bncheck.checkpoints.safetensors import contiguous_strides, read_range
 from bncheck.checkpoints.state_dicts import STATISTICS, prefix_stripper, read_tensors
-from bncheck.checkpoints.tensors import DAMAGED_HINT, DTYPES, MAX_DIMENSIONS, MAX_ELEMENTS, strided_tensor
-from bncheck.errors import UnreadableError, UnsupportedError, UsageError
+from bncheck.checkpoints.tensors import DTYPES, MAX_DIMENSIONS, MAX_ELEMENTS, strided_tensor
+from bncheck.errors import DAMAGED_HINT, UnreadableError, UnsupportedError, UsageError
 from bncheck.subjects import UNKNOWN, BatchNormLayer, Checkpoint, Group, Setting, Tensor, inferred, stored
 from bncheck.wording import quoted
 

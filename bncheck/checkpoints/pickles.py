@@ -16,7 +16,7 @@ import pickletools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from bncheck.errors import UnreadableError
+from bncheck.errors import DAMAGED_HINT, UnreadableError
 from bncheck.subjects import GlobalReference, Use
 
 if TYPE_CHECKING:
@@ -513,7 +513,7 @@ def read_pickle_at(
 def damaged_pickle(name: str, error: Exception) -> UnreadableError:
     return UnreadableError(
         f"{name} holds a pickle that cannot be read: {one_line(error)}",
-        "The file is truncated or damaged: copy, download or save it again.",
+        DAMAGED_HINT,
     )
 
 

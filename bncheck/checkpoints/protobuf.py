@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from bncheck.checkpoints.tensors import DAMAGED_HINT
-from bncheck.errors import UnreadableError
+from bncheck.errors import DAMAGED_HINT, UnreadableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,17 +12,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bncheck.checkpoints.distributed import Part
 from bncheck.checkpoints.kinds import KIND_BY_DIMENSIONS, UNTOLD
 from bncheck.checkpoints.modules import BATCH_NORM, INSTANCE_NORM, TORCH_BATCHNORM
 from bncheck.checkpoints.pickles import MAX_BYTES, read_pickle
 from bncheck.checkpoints.safetensors import parse_json
+from bncheck.checkpoints.source import Part
 from bncheck.checkpoints.state_dicts import COUNTER, STATISTICS, TENSORS, prefix_stripper, read_counter, read_tensors
-from bncheck.checkpoints.tensors import DAMAGED_HINT, MAX_DIMENSIONS, strided_tensor
-from bncheck.checkpoints.torch_objects import is_count
-from bncheck.checkpoints.torch_zip import MAX_UNPACKED
+from bncheck.checkpoints.tensors import MAX_DIMENSIONS, is_count, strided_tensor
 from bncheck.checkpoints.zip_archive import LOCAL_HEADER, LOCAL_MAGIC, STORED, Entry, ZipArchive, open_archive
-from bncheck.errors import UnreadableError, UnsupportedError
+from bncheck.errors import DAMAGED_HINT, UnreadableError, UnsupportedError
 from bncheck.subjects import (
     UNKNOWN,
     BatchNormLayer,
@@ -151,8 +149,7 @@ class Archive:
         roots = [name.removesuffix(MARK) for name in archive.entries if is_mark(name) and name.endswith(MARK)]
         self.root = roots[0] if roots else ""
         self.pickled: list[str] = []
-        order = f"{self.root}byteorder"
-        self.big_endian = order in archive.entries and archive.read(order, 16).strip() == b"big"
+        self.big_endian = archive.is_big_endian(self.root)
 
     def names(self, folder: str) -> list[str]:
         """The names of the entries in a folder, without it."""
@@ -238,14 +235,9 @@ class Archive:
             tuple(count(stride, label) for stride in strides),
             count(offset, label),
             entry.size,
-            partial(self.read_entry, entry),
+            partial(self.archive.read_range, entry),
             big_endian=self.big_endian,
         )
-
-    def read_entry(self, entry: Entry, offset: int, length: int) -> bytes:
-        if entry.method == STORED:
-            return self.source.read(self.archive.start(entry) + offset, length)
-        return self.archive.read(entry.name, MAX_UNPACKED)[offset : offset + length]
 
     def globals(self) -> set[GlobalReference]:
         """What the pickles of the archive refer to: torch.export.load unpickles them, sample inputs included."""

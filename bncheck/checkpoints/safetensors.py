@@ -10,8 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bncheck.checkpoints.state_dicts import state_dict_group
-from bncheck.checkpoints.tensors import DAMAGED_HINT, DTYPES, MAX_DIMENSIONS, strided_tensor
-from bncheck.errors import UnreadableError
+from bncheck.checkpoints.tensors import DTYPES, MAX_DIMENSIONS, is_count, strided_tensor
+from bncheck.errors import DAMAGED_HINT, UnreadableError
 from bncheck.subjects import Checkpoint, Tensor
 from bncheck.wording import quoted
 
@@ -149,10 +149,6 @@ def tensor_at(source: Source, start: int, key: str, entry: object) -> tuple[Tens
     if tensor.size * DTYPES[dtype][0] != last - first:
         raise UnreadableError(f"{label} has {last - first:,} bytes, which do not fit its shape", DAMAGED_HINT)
     return tensor, (first, last)
-
-
-def is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**63  # a bool is an int, too
 
 
 def contiguous_strides(shape: list[int]) -> tuple[int, ...]:

@@ -9,9 +9,8 @@ from bncheck.checkpoints import safetensors, torch_legacy, torch_zip
 from bncheck.checkpoints.limits import limits
 from bncheck.checkpoints.pickles import Dictionary
 from bncheck.checkpoints.state_dicts import state_dict_group
-from bncheck.checkpoints.tensors import DAMAGED_HINT
 from bncheck.checkpoints.torch_objects import TensorRecord
-from bncheck.errors import UnreadableError, UnsupportedError, UsageError
+from bncheck.errors import DAMAGED_HINT, UnreadableError, UnsupportedError, UsageError
 from bncheck.subjects import Checkpoint, GlobalReference, Tensor
 from bncheck.wording import quoted
 

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
-from bncheck.errors import UnreadableError, UsageError
+from bncheck.errors import DAMAGED_HINT, UnreadableError, UsageError
 from bncheck.wording import quoted
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class FileSource:
         if offset < 0 or length < 0 or offset + length > self.size:
             raise UnreadableError(
                 f"{self.name} ends at byte {self.size}, but bytes up to {offset + length} are needed",
-                "The file is truncated or damaged: copy or download it again.",
+                DAMAGED_HINT,
             )
         try:
             self._file.seek(offset)
@@ -109,3 +109,24 @@ class FileSource:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Part:
+    """A range of a source, which is read like a file of its own."""
+
+    def __init__(self, whole: Source, start: int, size: int) -> None:
+        self.whole = whole
+        self.start = start
+        self.size = size
+        self.name = whole.name
+
+    def read(self, offset: int, length: int) -> bytes:
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise UnreadableError(
+                f"{self.name} holds a part of {self.size} bytes, of which bytes up to {offset + length} are needed",
+                DAMAGED_HINT,
+            )
+        return self.whole.read(self.start + offset, length)
+
+    def sibling(self, name: str) -> Source:
+        return self.whole.sibling(name)

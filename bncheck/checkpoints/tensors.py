@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bncheck.errors import UnreadableError
+from bncheck.errors import DAMAGED_HINT, UnreadableError
 from bncheck.subjects import Tensor
 from bncheck.wording import quoted
 
@@ -58,7 +58,9 @@ MAX_DIMENSIONS = 64
 # A view is read in one piece unless that would read this many times its own size.
 MAX_SPARSITY = 64
 
-DAMAGED_HINT = "The file is truncated or damaged: copy, download or save it again."
+
+def is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63  # a bool is an int, too
 
 
 def span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:

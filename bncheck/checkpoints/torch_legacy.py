@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from bncheck.checkpoints.contents import groups_of
 from bncheck.checkpoints.pickles import Damaged, Global, Pickle, read_pickle_at
-from bncheck.checkpoints.tensors import DAMAGED_HINT, DTYPES, strided_tensor
-from bncheck.checkpoints.torch_objects import CONSTRUCTORS, StorageRecord, TensorRecord, is_count, storage_of
+from bncheck.checkpoints.tensors import DTYPES, is_count, strided_tensor
+from bncheck.checkpoints.torch_objects import CONSTRUCTORS, StorageRecord, TensorRecord, storage_of
 from bncheck.checkpoints.training_facts import facts_of
 from bncheck.checkpoints.unrecognised import tar_members
-from bncheck.errors import UnreadableError, UnsupportedError
+from bncheck.errors import DAMAGED_HINT, UnreadableError, UnsupportedError
 from bncheck.subjects import Checkpoint, GlobalReference, Tensor
 from bncheck.wording import quoted
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bncheck.checkpoints.pickles import Damaged, Dictionary, Global, Object, as_key
-from bncheck.checkpoints.tensors import MAX_DIMENSIONS
+from bncheck.checkpoints.tensors import MAX_DIMENSIONS, is_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,10 +78,6 @@ def storage_of(persistent_id: object) -> StorageRecord:
     if name not in STORAGE_DTYPES or not isinstance(key, str) or not is_count(numel):
         raise Damaged("a storage has an unknown class, key or size")
     return StorageRecord(STORAGE_DTYPES[name], key, numel)
-
-
-def is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**63  # a bool is an int, too
 
 
 def counts(values: object) -> tuple[int, ...]:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from bncheck.checkpoints.contents import groups_of
 from bncheck.checkpoints.pickles import MAX_BYTES, Pickle, read_pickle
 from bncheck.checkpoints.tensors import strided_tensor
-from bncheck.checkpoints.torch_objects import CONSTRUCTORS, StorageRecord, TensorRecord, storage_of
+from bncheck.checkpoints.torch_objects import CONSTRUCTORS, TensorRecord, storage_of
 from bncheck.checkpoints.training_facts import facts_of
-from bncheck.checkpoints.zip_archive import LOCAL_MAGIC, STORED, ZipArchive, open_archive
-from bncheck.errors import UnreadableError, UnsupportedError
+from bncheck.checkpoints.zip_archive import LOCAL_MAGIC, ZipArchive, open_archive
+from bncheck.errors import DAMAGED_HINT, UnreadableError, UnsupportedError
 from bncheck.subjects import Checkpoint, Tensor
 from bncheck.wording import quoted
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 FORMAT = "torch.save"
 HEAD = 256
-# The largest storage that is unpacked from a compressed archive, which allows no access by offset.
-MAX_UNPACKED = 64 * 2**20
 
 
 def recognises(source: Source) -> bool:
@@ -71,9 +69,7 @@ class Storages:
     def __init__(self, archive: ZipArchive, root: str) -> None:
         self.archive = archive
         self.root = root
-        self.unpacked: tuple[str, bytes] = ("", b"")  # the storage that was unpacked last
-        order = f"{root}byteorder"
-        self.big_endian = order in archive.entries and archive.read(order, 16).strip() == b"big"
+        self.big_endian = archive.is_big_endian(root)
 
     def tensor(self, label: str, record: TensorRecord) -> Tensor:
         """The tensor of a record, whose numbers are read later; its place is checked now."""
@@ -82,10 +78,7 @@ class Storages:
         source = self.archive.source.name
         entry = self.archive.entries.get(f"{self.root}data/{record.storage.key}")
         if entry is None:
-            raise UnreadableError(
-                f"{source} misses the numbers of {quoted(label)}",
-                "The file is truncated or damaged: copy, download or save it again.",
-            )
+            raise UnreadableError(f"{source} misses the numbers of {quoted(label)}", DAMAGED_HINT)
         return strided_tensor(
             f"{quoted(label)} in {source}",
             record.dtype,
@@ -93,15 +86,6 @@ class Storages:
             record.strides,
             record.offset,
             entry.size,
-            partial(self.read_storage, record.storage),
+            partial(self.archive.read_range, entry),
             big_endian=self.big_endian,
         )
-
-    def read_storage(self, storage: StorageRecord, offset: int, length: int) -> bytes:
-        name = f"{self.root}data/{storage.key}"
-        entry = self.archive.entries[name]
-        if entry.method == STORED:
-            return self.archive.source.read(self.archive.start(entry) + offset, length)
-        if self.unpacked[0] != name:
-            self.unpacked = (name, self.archive.read(name, MAX_UNPACKED))
-        return self.unpacked[1][offset : offset + length]

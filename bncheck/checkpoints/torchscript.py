@@ -17,7 +17,6 @@ from bncheck.checkpoints.kinds import UNTOLD
 from bncheck.checkpoints.modules import TORCH_BATCHNORM, items, module_group, walk
 from bncheck.checkpoints.pickles import MAX_BYTES, Dictionary, Global, Object, read_pickle
 from bncheck.checkpoints.state_dicts import COUNTER, STATISTICS, TENSORS, read_tensors
-from bncheck.checkpoints.tensors import DAMAGED_HINT
 from bncheck.checkpoints.torch_objects import CONSTRUCTORS, TensorRecord, storage_of
 from bncheck.checkpoints.torch_zip import Storages
 from bncheck.checkpoints.torchscript_code import (
@@ -30,7 +29,7 @@ from bncheck.checkpoints.torchscript_code import (
     read_classes,
 )
 from bncheck.checkpoints.zip_archive import LOCAL_HEADER, LOCAL_MAGIC, ZipArchive, open_archive
-from bncheck.errors import UnreadableError, UnsupportedError
+from bncheck.errors import DAMAGED_HINT, UnreadableError, UnsupportedError
 from bncheck.subjects import (
     UNKNOWN,
     BatchNormLayer,

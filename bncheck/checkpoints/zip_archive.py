@@ -12,7 +12,7 @@ import zlib
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from bncheck.errors import UnreadableError
+from bncheck.errors import DAMAGED_HINT, UnreadableError
 from bncheck.wording import quoted
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ MAX_COMMENT = 2**16
 MAX_TABLE = 16 * 2**20
 IN_EXTRA_FIELD = 0xFFFFFFFF
 STORED, DEFLATED = 0, 8
-DAMAGED_HINT = "The file is truncated or damaged: copy, download or save it again."
+# The largest entry of which ranges are read although it is packed.
+MAX_UNPACKED = 64 * 2**20
 
 
 class Entry(NamedTuple):
@@ -65,6 +66,7 @@ class ZipArchive:
         self.source = source
         self.entries: dict[str, Entry] = {}
         self._names: set[str] = set()
+        self._unpacked: tuple[Entry | None, bytes] = (None, b"")
         start, size, count = self._table()
         if size > MAX_TABLE:
             raise self._damaged(f"has a table of contents of {size:,} bytes")
@@ -159,22 +161,37 @@ class ZipArchive:
 
     def read(self, name: str, limit: int) -> bytes:
         """A whole entry, unpacked, of at most `limit` bytes."""
-        entry = self.entries[name]
+        return self._unpack(self.entries[name], limit)
+
+    def read_range(self, entry: Entry, offset: int, length: int) -> bytes:
+        """A range of an entry. A packed one allows no access by offset: the one that was unpacked last is kept."""
+        if entry.method == STORED:
+            return self.source.read(self.start(entry) + offset, length)
+        if self._unpacked[0] != entry:
+            self._unpacked = (entry, self._unpack(entry, MAX_UNPACKED))
+        return self._unpacked[1][offset : offset + length]
+
+    def is_big_endian(self, root: str) -> bool:
+        """What torch writes into `byteorder` in its root folder."""
+        name = f"{root}byteorder"
+        return name in self.entries and self.read(name, 16).strip() == b"big"
+
+    def _unpack(self, entry: Entry, limit: int) -> bytes:
         if entry.size > limit:
             raise UnreadableError(
-                f"{self.source.name} holds {quoted(name)} of {entry.size:,} bytes; at most {limit:,} are read",
+                f"{self.source.name} holds {quoted(entry.name)} of {entry.size:,} bytes; at most {limit:,} are read",
                 "Tensors belong outside the pickle: save them as torch tensors, not as Python or numpy objects.",
             )
         data = self.source.read(self.start(entry), min(entry.compressed_size, limit + 2**16))
         if entry.method == STORED:
             return data
         if entry.method != DEFLATED:
-            raise self._damaged(f"packs {quoted(name)} in a way that torch does not read")
+            raise self._damaged(f"packs {quoted(entry.name)} in a way that torch does not read")
         try:
             unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
             unpacked = unpacker.decompress(data, entry.size + 1)  # 0 would be no limit
         except zlib.error as error:
-            raise self._damaged(f"has {quoted(name)} damaged: {error}") from None
+            raise self._damaged(f"has {quoted(entry.name)} damaged: {error}") from None
         if len(unpacked) != entry.size:
-            raise self._damaged(f"has {quoted(name)} of another size than it says")
+            raise self._damaged(f"has {quoted(entry.name)} of another size than it says")
         return unpacked

@@ -109,9 +109,7 @@ class Page:
             return
         word, color = VERDICTS[report.verdict]
         name = escaped(report.subjects[0])
-        end = f": {found(report)}" if self.style.quiet else ""
-        if self.style.quiet and not report.layers:
-            end = ": no BatchNorm layer"
+        end = f": {found(report) if report.layers else 'no BatchNorm layer'}" if self.style.quiet else ""
         self.console.print(Text.assemble((f"{word} ", color), (name, "bold"), end), soft_wrap=True)
         if self.style.quiet:
             return
