@@ -17,6 +17,11 @@ from bncheck.subjects import Checkpoint
 from tests.real_checkpoints import fetch
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes never name a test: they may hold a time, and two processes must collect the same names."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture
 def real_file() -> Callable[[str, str], Path]:
     """A file of a released package: `real_file("legere", "legere/data/model.pt")`."""
