@@ -59,6 +59,14 @@ OutputOption = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option("--output", "-o", metavar="[F=]FILE", help="Write the report (in format F) to FILE; may repeat."),
 ]
+SelectOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--select", metavar="RULE", help="Only these rules, ids or globs; may repeat."),
+]
+IgnoreOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--ignore", metavar="RULE", help="Not these rules, ids or globs; may repeat."),
+]
 FailOnOption = Annotated[FailOn, typer.Option("--fail-on", help="Exit with 1 from this severity on.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the verdicts only.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show every layer.")]
@@ -171,6 +179,11 @@ def inspect(
         Optional[list[str]],  # noqa: UP045
         typer.Option("--layer", metavar="GLOB", help="Only layers of this name; may repeat."),
     ] = None,
+    select: SelectOption = None,
+    ignore: IgnoreOption = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Ask the rules that read more of the file, too: convolutions, graphs.")
+    ] = False,
     format: FormatOption = None,
     output: OutputOption = None,
     fail_on: FailOnOption = FailOn.ERROR,
@@ -185,8 +198,10 @@ def inspect(
     with one_numpy_thread():
         from bncheck.diagnosis import unreadable
         from bncheck.inspection import find_all, inspect_file
-        from bncheck.selection import Selection
+        from bncheck.rules import RULES
+        from bncheck.selection import Selection, chosen
 
+    rules = chosen(RULES, select or (), ignore or (), deep=deep)
     selection = Selection(tuple(group or ()), tuple(kind or ()), tuple(layer or ()))
     complete = None
     if model:
@@ -200,7 +215,7 @@ def inspect(
     def examine(path: Path, *, debug: bool) -> Report:
         """A defect of ours on one file does not lose the reports on the others."""
         try:
-            return inspect_file(path, threshold, selection, complete)
+            return inspect_file(path, threshold, selection, complete, rules)
         except Exception as error:
             if debug:
                 raise

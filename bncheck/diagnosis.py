@@ -19,7 +19,6 @@ from bncheck.findings import (
     Undecided,
     Verdict,
 )
-from bncheck.rules import RULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 HISTOGRAM_BINS = 8
 
 
-def diagnose(checkpoint: Checkpoint, fail_on: Severity | None, rules: Sequence[Rule] = RULES) -> Report:
+def diagnose(checkpoint: Checkpoint, fail_on: Severity | None, rules: Sequence[Rule]) -> Report:
     """The report on a checkpoint.
 
     Args:
@@ -90,7 +89,7 @@ def finding(rule: Rule, evidence: Evidence) -> Finding:
         rule=rule.id,
         severity=evidence.severity or rule.severity,
         layer=layer.name if layer else None,
-        group=layer.group if layer else None,
+        group=layer.group if layer else evidence.group,
         message=evidence.message,
         measured=evidence.measured,
         fix=evidence.fix,
@@ -108,7 +107,7 @@ def fold(open_questions: list[tuple[Rule, CannotTell]], layers: int) -> tuple[Un
             folded.append(Undecided(rule_id, None, None, reason))
         else:
             folded.extend(
-                Undecided(rule_id, a.layer.name if a.layer else None, a.layer.group if a.layer else None, reason)
+                Undecided(rule_id, a.layer.name if a.layer else None, a.layer.group if a.layer else a.group, reason)
                 for a in answers
             )
     return tuple(folded)

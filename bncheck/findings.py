@@ -31,13 +31,14 @@ class Severity(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a rule saw. `layer` is None for what concerns the whole file; `severity` replaces that of the rule."""
+    """What a rule saw. `layer` is None for what concerns the whole file or group; `severity` replaces the rule's."""
 
     message: str
     fix: str
     layer: BatchNormLayer | None = None
     measured: Mapping[str, object] = field(default_factory=dict)
     severity: Severity | None = None
+    group: str | None = None  # where there is no layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class CannotTell:
 
     reason: str
     layer: BatchNormLayer | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,8 @@ class Rule:
     """A defect that can be told from a subject.
 
     `layer` judges one layer, `checkpoint` a whole file; a rule has the one or the other. `supersedes` names
-    the rules that are silent about a layer of which this one has spoken, so that one cause is told once.
+    the rules that are silent about a layer of which this one has spoken, so that one cause is told once. A `deep`
+    rule reads more of the file than the rest and is asked only on request.
     """
 
     id: str
@@ -63,6 +66,7 @@ class Rule:
     layer: Callable[[BatchNormLayer], Iterable[Evidence | CannotTell]] | None = None
     checkpoint: Callable[[Checkpoint], Iterable[Evidence | CannotTell]] | None = None
     supersedes: tuple[str, ...] = ()
+    deep: bool = False
 
     @property
     def summary(self) -> str:

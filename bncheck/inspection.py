@@ -9,22 +9,28 @@ from bncheck.checkpoints import find_checkpoints, read_checkpoint
 from bncheck.checkpoints.source import FileSource
 from bncheck.diagnosis import diagnose, unreadable
 from bncheck.errors import BncheckError
-from bncheck.selection import Selection
+from bncheck.rules import RULES
+from bncheck.selection import Selection, chosen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from bncheck.findings import Report, Severity
+    from bncheck.findings import Report, Rule, Severity
     from bncheck.subjects import Checkpoint
 
     Complete = Callable[[Checkpoint], Checkpoint]
 
 EVERYTHING = Selection()
+USUAL_RULES = chosen(RULES)
 
 
 def inspect_file(
-    path: Path, fail_on: Severity | None, selection: Selection = EVERYTHING, complete: Complete | None = None
+    path: Path,
+    fail_on: Severity | None,
+    selection: Selection = EVERYTHING,
+    complete: Complete | None = None,
+    rules: Sequence[Rule] = USUAL_RULES,
 ) -> Report:
     """The report on one file.
 
@@ -33,6 +39,7 @@ def inspect_file(
         fail_on: the severity from which on a finding fails it; None for never.
         selection: which layers are examined.
         complete: adds to the checkpoint what the architecture that the user named knows.
+        rules: those that are asked.
 
     A file that cannot be read gives a report with an error.
     """
@@ -41,7 +48,7 @@ def inspect_file(
             checkpoint = read_checkpoint(source)
             if complete:
                 checkpoint = complete(checkpoint)
-            return diagnose(selection.narrow(checkpoint), fail_on)
+            return diagnose(selection.narrow(checkpoint), fail_on, rules)
     except BncheckError as error:
         return unreadable(str(path), error)
     except MemoryError:

@@ -1,4 +1,4 @@
-"""Narrows what is examined to what the user asked for."""
+"""Narrows what is examined, and the rules that are asked, to what the user asked for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ import fnmatch
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from bncheck.errors import UsageError
+from bncheck.wording import nearest
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bncheck.findings import Rule
     from bncheck.subjects import BatchNormLayer, Checkpoint
 
 
@@ -43,3 +49,32 @@ class Selection:
 def fits(name: str, globs: tuple[str, ...]) -> bool:
     """Whether a name fits one of the globs; with none, every name does."""
     return not globs or any(fnmatch.fnmatchcase(name, glob) for glob in globs)
+
+
+def chosen(
+    rules: Sequence[Rule], select: Sequence[str] = (), ignore: Sequence[str] = (), *, deep: bool = False
+) -> tuple[Rule, ...]:
+    """The rules to ask.
+
+    Args:
+        rules: the catalogue.
+        select: ids or globs of the only rules to ask; empty for all. A deep rule that is named by its id needs no
+            `deep`.
+        ignore: ids or globs of rules to leave out.
+        deep: whether rules are asked that read more of the file than the rest.
+
+    Raises:
+        UsageError: an id or glob fits no rule.
+    """
+    ids = [rule.id for rule in rules]
+    for option, globs in (("--select", select), ("--ignore", ignore)):
+        for glob in globs:
+            if not any(fits(id_, (glob,)) for id_ in ids):
+                raise UsageError(f"{option} {glob}: there is no such rule", nearest(glob, ids, "`bncheck rules`"))
+    return tuple(
+        rule
+        for rule in rules
+        if fits(rule.id, tuple(select))
+        and (deep or not rule.deep or rule.id in select)
+        and not any(fits(rule.id, (glob,)) for glob in ignore)
+    )

@@ -125,7 +125,9 @@ class BatchNormLayer:
     weight: Array | None = None
     bias: Array | None = None
     num_batches_tracked: int | float | None = None
-    dtype: str | None = None
+    counter_dtype: str | None = None  # of num_batches_tracked; None where there is none
+    version: int | None = None  # of the layer in the `_metadata` of a state_dict
+    dtype: str | None = None  # of the statistics
     without_data: tuple[str, ...] = ()  # tensors that exist but hold no numbers: lazy, meta, quantised
 
     def has(self, tensor: str) -> bool:
@@ -183,6 +185,20 @@ def forward_behaviour(
 
 
 @dataclass(frozen=True, slots=True)
+class Connection:
+    """Two BatchNorm layers with one 1x1 convolution (or linear layer) between them, proven by a graph.
+
+    The mean of the input of `after` is `weight @ E[activation(output of before)] + bias`, for any data.
+    """
+
+    before: str  # name of a layer of the group
+    activation: str  # what stands between `before` and the convolution: "", "relu" or "relu6"
+    weight: Array  # (channels of after, channels of before)
+    bias: Array | None
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
     """One state dict or module of a file; `name` is its path in the file, "" for the whole file."""
 
@@ -190,6 +206,9 @@ class Group:
     contents: str  # "state_dict" or "module"
     tensors: Mapping[str, Tensor]  # by wrapper-free name
     layers: tuple[BatchNormLayer, ...]
+    expected: Mapping[str, Tensor] | None = None  # what the architecture that the user named holds
+    # Which layer feeds which, and through what; reads more of the file. None where the file has no graph.
+    connections: Callable[[], tuple[Connection, ...]] | None = None
 
 
 class Use(Enum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 FEW = 3
 LONGEST_NAME = 200
@@ -39,3 +39,11 @@ def channels(indices: Sequence[int], total: int) -> str:
     if len(indices) == total:
         return f"all {count(total, 'channel')}" if total > 1 else "its only channel"
     return f"channel{'s' if len(indices) > 1 else ''} {few(indices)} of {total:,}"
+
+
+def nearest(name: str, known: Iterable[str], where: str) -> str:
+    """`Did you mean dead-channels?`, or where the names that there are stand."""
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"Did you mean {near[0]}?" if near else f"Known ones: {where}."

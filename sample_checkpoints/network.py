@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 MEAN = 0.5
 STD = 0.5
 CLASSES = 10
+# The BatchNorm layers of DigitNet.
+LAYERS = ("block.bn1", "block.bn2", "reduce.1", "stem.1", "top.1")
 
 
 class ResidualBlock(nn.Module):

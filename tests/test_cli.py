@@ -529,7 +529,7 @@ def test_a_defect_of_ours_on_one_file_does_not_lose_the_others(
     here: Path, bncheck: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The only way to meet one is to make one: a rule that fails for the second file."""
-    from bncheck import diagnosis
+    from bncheck import rules
     from bncheck.findings import Rule, Severity
 
     def fail(layer: Any) -> Any:
@@ -540,7 +540,7 @@ def test_a_defect_of_ours_on_one_file_does_not_lose_the_others(
     for channels in (2, 3, 4):
         torch.save(nn.BatchNorm2d(channels), f"{channels}.pt")
     broken = Rule("broken", Severity.ERROR, "", "Broken.", layer=fail)
-    monkeypatch.setattr(diagnosis.diagnose, "__defaults__", ((broken,),))
+    monkeypatch.setattr(rules, "RULES", (broken,))
     result = bncheck("inspect", "2.pt", "3.pt", "4.pt", "-f", "json")
     errors = [report["error"] and report["error"]["message"] for report in documents(result)["reports"]]
     assert errors == [None, "bncheck itself failed on 3.pt: RuntimeError('broken on purpose')", None]

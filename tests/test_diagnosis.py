@@ -8,6 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from bncheck.diagnosis import diagnose, distribution
 from bncheck.findings import Severity, Verdict
+from bncheck.rules import RULES
 from bncheck.subjects import stored
 from tests.rules.layers import checkpoint, layer, of_state_dict
 
@@ -18,7 +19,7 @@ def test_one_cause_is_told_once() -> None:
         "a", running_mean=None, running_var=None, training=stored(True), track_running_stats=stored(False)
     )
     other = layer("b", training=stored(True))
-    report = diagnose(checkpoint(untracked, other), Severity.WARNING)
+    report = diagnose(checkpoint(untracked, other), Severity.WARNING, RULES)
     assert [(finding.rule, finding.layer) for finding in report.findings] == [
         ("no-running-statistics", "a"),
         ("saved-in-train-mode", "b"),
@@ -27,9 +28,9 @@ def test_one_cause_is_told_once() -> None:
 
 
 def test_a_reason_that_holds_for_every_layer_is_told_once() -> None:
-    everywhere = diagnose(checkpoint(of_state_dict("a"), of_state_dict("b")), Severity.ERROR).undecided
+    everywhere = diagnose(checkpoint(of_state_dict("a"), of_state_dict("b")), Severity.ERROR, RULES).undecided
     assert [(open_.rule, open_.layer) for open_ in everywhere] == [("saved-in-train-mode", None)]
-    partly = diagnose(checkpoint(of_state_dict("a"), layer("b")), Severity.ERROR).undecided
+    partly = diagnose(checkpoint(of_state_dict("a"), layer("b")), Severity.ERROR, RULES).undecided
     assert [(open_.rule, open_.layer) for open_ in partly] == [("saved-in-train-mode", "a")]
 
 

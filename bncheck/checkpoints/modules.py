@@ -158,6 +158,7 @@ def layer_from_module(
         track_running_stats=flag(state, "track_running_stats", statistic is not None),
         training=stored(training) if isinstance(training, bool) else UNKNOWN,
         num_batches_tracked=read_counter(own.get(COUNTER)),
+        counter_dtype=own[COUNTER].dtype if COUNTER in own else None,
         dtype=statistic.dtype if statistic else None,
         **read_tensors(parts),
     )

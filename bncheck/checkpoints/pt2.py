@@ -554,6 +554,7 @@ def layer_of(
     kind = KIND_BY_DIMENSIONS.get(len(call.shape), UNTOLD)
     channels = call.shape[1] if len(call.shape) > 1 else None
     modes = [made.training for made in calls]
+    counter = tensors.get(f"{prefix}{COUNTER}")
     return BatchNormLayer(
         name=name,
         group=group,
@@ -567,7 +568,8 @@ def layer_of(
         track_running_stats=stored("running_mean" in call.given),
         training=next((mode for mode in modes if mode.value), modes[0]),
         baked=True,
-        num_batches_tracked=read_counter(tensors.get(f"{prefix}{COUNTER}")),
+        num_batches_tracked=read_counter(counter),
+        counter_dtype=counter.dtype if counter else None,
         dtype=statistic.dtype if statistic else None,
         **read_tensors(own),
     )

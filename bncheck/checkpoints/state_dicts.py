@@ -52,7 +52,7 @@ def state_dict_group(
             parts.setdefault(prefix, {})[part] = tensor
     untracked = untracked_prefixes(tensors, parts, versions or {})
     layers = [
-        layer_from_tensors(strip(prefix), prefix, name, found, kinds)
+        layer_from_tensors(strip(prefix), prefix, name, found, kinds, (versions or {}).get(prefix))
         for prefix, found in parts.items()
         if any(statistic in found for statistic in STATISTICS)
     ]
@@ -77,7 +77,7 @@ def state_dict_group(
 
 
 def layer_from_tensors(
-    name: str, stored_name: str, group: str, found: Mapping[str, Tensor], kinds: KindInference
+    name: str, stored_name: str, group: str, found: Mapping[str, Tensor], kinds: KindInference, version: int | None
 ) -> BatchNormLayer:
     """The layer whose tensors are `found`, by their last names."""
     statistic = found.get("running_mean") or found["running_var"]
@@ -93,6 +93,8 @@ def layer_from_tensors(
         affine=inferred("weight" in found),
         track_running_stats=inferred(True),
         num_batches_tracked=read_counter(found.get(COUNTER)),
+        counter_dtype=found[COUNTER].dtype if COUNTER in found else None,
+        version=version,
         dtype=statistic.dtype,
         **read_tensors(found),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from typing import TextIO
 
@@ -15,6 +14,7 @@ from bncheck.glossary import GLOSSARY
 from bncheck.reports import Format, Style
 from bncheck.reports.text import SEVERITIES
 from bncheck.rules import RULES
+from bncheck.wording import nearest
 
 TEXT_WIDTH = 100
 
@@ -46,9 +46,7 @@ def write_explanation(name: str, out: TextIO, style: Style) -> None:
     rules = {rule.id: rule for rule in RULES}
     known = {**{rule.id: rule.explanation for rule in RULES}, **GLOSSARY}
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(sorted(known))}."
-        raise UsageError(f"there is no rule or parameter {name!r}", hint)
+        raise UsageError(f"there is no rule or parameter {name!r}", nearest(name, known, ", ".join(sorted(known))))
     page = page_on(out, style)
     title = Text(name, style="bold")
     if name in rules:

@@ -243,15 +243,19 @@ class Page:
                 break
 
     def undecided(self, report: Report) -> None:
-        reasons: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+        """Each reason once, with the rules and the layers for which it holds."""
+        layers_of: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
         for open_ in report.undecided:
-            reasons[open_.rule, open_.reason].append(open_.layer or "")
-        if reasons:
-            self.line()
-        for (rule, reason), layers in reasons.items():
+            layers_of[open_.rule, open_.reason].append(open_.layer or "")
+        rules_of: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+        for (rule, reason), layers in layers_of.items():
             named = [escaped(layer) for layer in layers if layer]
             where = f" ({few(named)})" if named and len(named) < len(report.layers) else ""
-            self.line((f"not decided: {rule}{where}: {escaped(reason)}", "dim"), indent=2)
+            rules_of[reason, where].append(rule)
+        if rules_of:
+            self.line()
+        for (reason, where), rules in rules_of.items():
+            self.line((f"not decided: {', '.join(rules)}{where}: {escaped(reason)}", "dim"), indent=4, first=Text("  "))
 
 
 # -- words for a report

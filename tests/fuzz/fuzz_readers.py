@@ -114,9 +114,10 @@ def examine(data: bytes) -> str:
     from bncheck.errors import BncheckError
     from bncheck.findings import Run, Severity
     from bncheck.reports import Format, Style, write
+    from bncheck.rules import RULES
 
     try:
-        report = diagnose(read_checkpoint(MemorySource(data)), Severity.ERROR)  # type: ignore[arg-type]
+        report = diagnose(read_checkpoint(MemorySource(data)), Severity.ERROR, RULES)  # type: ignore[arg-type]
     except BncheckError as error:
         if not error.message or "\n" in error.message:
             raise ValueError("an error is one sentence") from error
