@@ -31,10 +31,11 @@ MAY_KNOW: dict[str, set[str]] = {
     "reports": {"findings", "subjects", "wording", "reports", "errors", "rules", "glossary"},
     "cli": {"errors", "diagnosis", "reports", "inspection", "selection", "evaluation", "findings", "gate", "rules"},
     "__main__": {"cli"},
-    "__init__": {"errors"},
+    "api": {"checkpoints", "diagnosis", "errors", "findings", "rules", "selection", "evaluation"},
+    "__init__": {"errors", "api"},
 }
 # Only these may import it, and nothing that a static command imports does.
-TORCH = {"evaluation"}
+TORCH = {"evaluation", "api"}  # api for its types alone
 BANNED_NAMES = {"utils", "helpers", "common", "core", "base", "manager"}
 HEADINGS = ["What it checks", "Why it matters", "When it is wrong", "What to do", "Seen in"]
 

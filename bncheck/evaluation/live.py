@@ -13,7 +13,7 @@ import torch
 from bncheck.checkpoints.modules import module_group
 from bncheck.checkpoints.pickles import Dictionary, Global, Object
 from bncheck.checkpoints.torch_objects import TensorRecord
-from bncheck.subjects import Group, Tensor
+from bncheck.subjects import Checkpoint, Group, Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +29,11 @@ class LiveTensor(TensorRecord):
 def live_group(module: torch.nn.Module) -> Group:
     """The group that a module makes: every BatchNorm with its settings as they are now."""
     return module_group("", record_of(module, {}), tensor_of)
+
+
+def live_checkpoint(module: torch.nn.Module) -> Checkpoint:
+    """The checkpoint that the saved module would be, named like its class."""
+    return Checkpoint(type(module).__qualname__, "a live module", (live_group(module),))
 
 
 def record_of(module: torch.nn.Module, made: dict[int, Object]) -> Object:

@@ -1,0 +1,67 @@
+"""bncheck as a library."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import bncheck
+from bncheck.findings import Verdict
+from sample_checkpoints.network import DigitNet
+
+SAMPLES = Path(__file__).parent.parent / "sample_checkpoints"
+
+
+def test_a_live_module_gives_the_report_of_its_file(tmp_path: Path) -> None:
+    modules: dict[str, nn.Module] = {
+        "healthy": torch.load(SAMPLES / "healthy_module.pt", weights_only=False),
+        "fresh": DigitNet(),
+        "without statistics": DigitNet(track_running_stats=False).eval(),
+        "half": DigitNet().half().eval(),
+        "no BatchNorm": nn.Linear(2, 3),
+    }
+    for name, module in modules.items():
+        torch.save(module, tmp_path / "model.pt")
+        saved = bncheck.inspect(tmp_path / "model.pt")
+        live = bncheck.inspect(module)
+        assert replace(saved, subjects=(), format=None, globals=()) == replace(
+            live, subjects=(), format=None, globals=()
+        ), name
+        assert live.subjects == (type(module).__name__,)
+
+
+def test_inspecting_a_module_changes_nothing() -> None:
+    module = DigitNet()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    report = bncheck.inspect(module)
+    assert report.verdict is Verdict.FAILED
+    assert module.training
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_rules_are_chosen_as_on_the_command_line() -> None:
+    path = SAMPLES / "never-updated-statistics.pt"
+    assert {finding.rule for finding in bncheck.inspect(path).findings} == {"never-updated-statistics"}
+    assert bncheck.inspect(path, ignore=["never-*"]).findings == ()
+    assert bncheck.inspect(path, select=["negative-variance"]).rules == ("negative-variance",)
+    assert bncheck.inspect(path, fail_on=None).verdict is Verdict.PASSED
+
+
+def test_what_cannot_be_read_is_an_exception() -> None:
+    with pytest.raises(bncheck.BncheckError, match="does not exist"):
+        bncheck.inspect("absent.pt")
+    with pytest.raises(bncheck.BncheckError, match="no such rule"):
+        bncheck.inspect(SAMPLES / "healthy.pt", select=["dead-chanels"])
+    with pytest.raises(bncheck.BncheckError, match=r"holds \d+ checkpoints"):
+        bncheck.inspect(SAMPLES)
+    with pytest.raises(AttributeError):
+        bncheck.nothing  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_importing_bncheck_imports_neither_torch_nor_numpy() -> None:
+    code = "import sys, bncheck; print([m for m in ('torch', 'numpy', 'rich') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
