@@ -11,7 +11,7 @@ from bncheck.checkpoints.source import FileSource
 from bncheck.diagnosis import diagnose
 from bncheck.errors import UsageError
 from bncheck.findings import Severity
-from bncheck.rules import RULES
+from bncheck.rules import INSPECT_RULES
 from bncheck.selection import chosen
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def inspect(
         BncheckError: the file cannot be read, or an argument is wrong.
     """
     threshold = Severity(fail_on) if fail_on else None
-    rules = chosen(RULES, select, ignore, deep=deep)
+    rules = chosen(INSPECT_RULES, select, ignore, deep=deep)
     if not isinstance(subject, (str, os.PathLike)):
         from bncheck.evaluation.live import live_checkpoint
 

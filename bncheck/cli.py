@@ -10,14 +10,49 @@ import functools
 import os
 import sys
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Optional, TextIO
 
 import typer
 
 from bncheck import __version__, reports
 from bncheck.errors import BncheckError, UsageError
+from bncheck.options import (
+    BatchSizeOption,
+    ChannelsLastOption,
+    DataOption,
+    DebugOption,
+    DeviceOption,
+    DtypeOption,
+    EvaluatorOption,
+    FailOn,
+    FailOnOption,
+    FormatOption,
+    GrayscaleOption,
+    IgnoreOption,
+    InputKeyOption,
+    LimitOption,
+    MainOption,
+    MeanOption,
+    ModelArgOption,
+    ModelFileArgument,
+    ModelOption,
+    NoColorOption,
+    OneGroupOption,
+    OutputOption,
+    PythonPathOption,
+    QuietOption,
+    ResizeOption,
+    SelectOption,
+    SizeOption,
+    SkipOption,
+    StdOption,
+    ThreadsOption,
+    TrustOption,
+    VerboseOption,
+    WidthOption,
+    WorkersOption,
+)
 from bncheck.reports import Format, Style
 
 if TYPE_CHECKING:
@@ -27,6 +62,8 @@ if TYPE_CHECKING:
 
 NO_VERDICT = 2
 REPORT_IT = "This is a defect of bncheck; run again with --debug and report what it prints."
+# File name suffixes that are not the name of the format.
+SUFFIXES = {"xml": "junit", "md": "markdown"}
 # From this many files on, progress is shown.
 MANY_FILES = 5
 
@@ -39,43 +76,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 passed, 1 findings at or above --fail-on, 2 no verdict (usage, unreadable input), "
     "3 no BatchNorm layer in any input.",
 )
-
-
-class FailOn(Enum):
-    """The severity from which on a run exits with 1."""
-
-    ERROR = "error"
-    WARNING = "warning"
-    NOTE = "note"
-    NEVER = "never"
-
-
-# The options that every command has.
-FormatOption = Annotated[
-    Optional[list[Format]],  # noqa: UP045 - typer reads it at run time
-    typer.Option("--format", "-f", help="Report format; may repeat, all but one with an --output. Default: text."),
-]
-OutputOption = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--output", "-o", metavar="[F=]FILE", help="Write the report (in format F) to FILE; may repeat."),
-]
-SelectOption = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--select", metavar="RULE", help="Only these rules, ids or globs; may repeat."),
-]
-IgnoreOption = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--ignore", metavar="RULE", help="Not these rules, ids or globs; may repeat."),
-]
-FailOnOption = Annotated[FailOn, typer.Option("--fail-on", help="Exit with 1 from this severity on.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the verdicts only.")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Show every layer.")]
-NoColorOption = Annotated[bool, typer.Option("--no-color", help="No colors (NO_COLOR does the same).")]
-WidthOption = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option("--width", min=40, help="Columns of the text report. Default: those of the terminal, else 80."),
-]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -150,23 +150,9 @@ def inspect(
         list[str],
         typer.Argument(metavar="PATH...", help="Checkpoints, folders to search, or patterns.", show_default=False),
     ],
-    model: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            "--model",
-            metavar="MODULE:CALLABLE",
-            help="The architecture, to know eps and momentum of a state_dict: torchvision.models:resnet50 or "
-            "net.py:Net. Its code is run.",
-        ),
-    ] = None,
-    model_arg: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--model-arg", metavar="NAME=VALUE", help="An argument for the callable; may repeat."),
-    ] = None,
-    python_path: Annotated[
-        Optional[list[Path]],  # noqa: UP045
-        typer.Option("--python-path", metavar="DIR", help="Where to import MODULE from, besides here; may repeat."),
-    ] = None,
+    model: ModelOption = None,
+    model_arg: ModelArgOption = None,
+    python_path: PythonPathOption = None,
     group: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option("--group", metavar="GLOB", help="Only these state dicts of a file (model, ema, ...); may repeat."),
@@ -198,10 +184,10 @@ def inspect(
     with one_numpy_thread():
         from bncheck.diagnosis import unreadable
         from bncheck.inspection import find_all, inspect_file
-        from bncheck.rules import RULES
+        from bncheck.rules import INSPECT_RULES
         from bncheck.selection import Selection, chosen
 
-    rules = chosen(RULES, select or (), ignore or (), deep=deep)
+    rules = chosen(INSPECT_RULES, select or (), ignore or (), deep=deep)
     selection = Selection(tuple(group or ()), tuple(kind or ()), tuple(layer or ()))
     complete = None
     if model:
@@ -226,6 +212,144 @@ def inspect(
     for item in with_progress(found):
         examined.append(examine(item, debug=debug) if isinstance(item, Path) else item)
     finish("inspect", examined, outputs)
+
+
+@command("drift")
+def drift(
+    model_file: ModelFileArgument = None,
+    data: DataOption = None,
+    in_distribution: Annotated[
+        bool, typer.Option("--in-distribution", help="The data are like those of the training: misfits are errors.")
+    ] = False,
+    channels: Annotated[bool, typer.Option("--channels", help="Put arrays per channel into the JSON report.")] = False,
+    model: ModelOption = None,
+    model_arg: ModelArgOption = None,
+    trust_pickle: TrustOption = False,
+    evaluator: EvaluatorOption = None,
+    group: OneGroupOption = None,
+    main: MainOption = None,
+    python_path: PythonPathOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+    size: SizeOption = None,
+    resize: ResizeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    grayscale: GrayscaleOption = False,
+    channels_last: ChannelsLastOption = False,
+    input_key: InputKeyOption = None,
+    limit: LimitOption = None,
+    batch_size: BatchSizeOption = 32,
+    workers: WorkersOption = 2,
+    skip_unreadable: SkipOption = False,
+    select: SelectOption = None,
+    ignore: IgnoreOption = None,
+    format: FormatOption = None,
+    output: OutputOption = None,
+    fail_on: FailOnOption = FailOn.ERROR,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    no_color: NoColorOption = False,
+    width: WidthOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Run a model on data: do its statistics move, what would train mode cost, do they fit the data?"""
+    run_on_data("drift", locals())
+
+
+@command("repeat")
+def repeat(
+    model_file: ModelFileArgument = None,
+    data: DataOption = None,
+    runs: Annotated[int, typer.Option("--runs", min=2, help="How often the same batches are evaluated.")] = 2,
+    model: ModelOption = None,
+    model_arg: ModelArgOption = None,
+    trust_pickle: TrustOption = False,
+    evaluator: EvaluatorOption = None,
+    group: OneGroupOption = None,
+    main: MainOption = None,
+    python_path: PythonPathOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+    size: SizeOption = None,
+    resize: ResizeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    grayscale: GrayscaleOption = False,
+    channels_last: ChannelsLastOption = False,
+    input_key: InputKeyOption = None,
+    limit: LimitOption = None,
+    batch_size: BatchSizeOption = 32,
+    workers: WorkersOption = 2,
+    skip_unreadable: SkipOption = False,
+    select: SelectOption = None,
+    ignore: IgnoreOption = None,
+    format: FormatOption = None,
+    output: OutputOption = None,
+    fail_on: FailOnOption = FailOn.ERROR,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    no_color: NoColorOption = False,
+    width: WidthOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Evaluate again, and in other batches: do the results agree, and if not, what is the cause?"""
+    run_on_data("repeat", locals())
+
+
+def run_on_data(name: str, given: dict[str, Any]) -> None:
+    """`drift` and `repeat`: makes the model and the data, runs the probes, writes the report."""
+    outputs = Outputs(
+        given["format"] or [],
+        given["output"] or [],
+        Style(given["width"], False if given["no_color"] else None, given["verbose"], given["quiet"]),
+    )
+    from bncheck.config import configured
+    from bncheck.rules import DRIFT_RULES, REPEAT_RULES
+    from bncheck.selection import chosen
+
+    rules = chosen(DRIFT_RULES if name == "drift" else REPEAT_RULES, given["select"] or (), given["ignore"] or ())
+    defaults = configured(Path.cwd())
+    path = given["model_file"] or defaults.checkpoint
+    if not path:
+        raise UsageError("no model is named", f"bncheck {name} MODEL, or checkpoint = ... under [tool.bncheck].")
+    if not given["data"]:
+        raise UsageError("no data is named", f"bncheck {name} MODEL --data DIR, or --data module:callable.")
+    from bncheck.diagnosis import diagnose_evaluation
+    from bncheck.evaluation.session import examine
+
+    with evaluation_progress(name) as progress:
+        evaluation = examine(name, Path(path), given, progress)
+    report = diagnose_evaluation(evaluation, severity(given["fail_on"]), rules, channels=given.get("channels", False))
+    finish(name, [report], outputs)
+
+
+@contextmanager
+def evaluation_progress(name: str) -> Iterator[Callable[[int], None]]:
+    """Counts samples on stderr where somebody watches, with their rate."""
+    if not sys.stderr.isatty():
+        yield lambda samples: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn(name),
+        TextColumn("{task.completed:,} images"),
+        TextColumn("{task.fields[rate]:,.0f} images/s"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=None, rate=0.0)
+
+        def advance(samples: int) -> None:
+            bar.update(task, advance=samples)
+            bar.update(task, rate=bar.tasks[0].finished_speed or bar.tasks[0].speed or 0.0)
+
+        yield advance
 
 
 @command("rules")
@@ -339,6 +463,7 @@ class Outputs:
         if len(formats) == 1:
             return formats[0], Path(given), True
         suffix = Path(given).suffix.removeprefix(".")
+        suffix = SUFFIXES.get(suffix, suffix)
         if suffix in names:
             return Format(suffix), Path(given), True
         raise UsageError(f"--output {given} does not say in which format", f"Write --output json={given}, say.")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from bncheck.errors import BncheckError
-    from bncheck.subjects import Array, BatchNormLayer, Checkpoint
+    from bncheck.subjects import Array, BatchNormLayer, Checkpoint, Evaluation
 
 HISTOGRAM_BINS = 8
 
@@ -37,16 +37,8 @@ def diagnose(checkpoint: Checkpoint, fail_on: Severity | None, rules: Sequence[R
         fail_on: the severity from which on a finding fails the checkpoint; None for never.
         rules: those that are asked.
     """
-    said: list[tuple[Rule, Evidence]] = []
-    open_questions: list[tuple[Rule, CannotTell]] = []
-    for rule in rules:
-        for answer in ask(rule, checkpoint):
-            if isinstance(answer, Evidence):
-                said.append((rule, answer))
-            else:
-                open_questions.append((rule, answer))
-    findings = tuple(finding(rule, evidence) for rule, evidence in without_superseded(said))
-    undecided = fold(open_questions, len(checkpoint.layers))
+    asked = [rule for rule in rules if rule.layer or rule.checkpoint]
+    findings, undecided = judged(((rule, ask(rule, checkpoint)) for rule in asked), len(checkpoint.layers))
     return Report(
         subjects=(checkpoint.source,),
         format=checkpoint.format,
@@ -56,9 +48,56 @@ def diagnose(checkpoint: Checkpoint, fail_on: Severity | None, rules: Sequence[R
         undecided=undecided,
         facts=dict(checkpoint.facts),
         globals=tuple((reference.path, reference.use) for reference in checkpoint.globals),
-        rules=tuple(rule.id for rule in rules),
+        rules=tuple(rule.id for rule in asked),
         notes=checkpoint.notes,
+        fail_on=fail_on,
     )
+
+
+def diagnose_evaluation(
+    evaluation: Evaluation, fail_on: Severity | None, rules: Sequence[Rule], *, channels: bool = False
+) -> Report:
+    """The report on a model that was run on data.
+
+    Args:
+        evaluation: what the probes saw.
+        fail_on: the severity from which on a finding fails it; None for never.
+        rules: those that are asked.
+        channels: whether the measurements have arrays per channel.
+    """
+    from bncheck.measurements import measurements_of
+
+    layers = [evaluated.layer for evaluated in evaluation.layers]
+    asked = [(rule, rule.evaluation) for rule in rules if rule.evaluation]
+    findings, undecided = judged(((rule, check(evaluation)) for rule, check in asked), len(layers))
+    return Report(
+        subjects=(evaluation.source,),
+        format=evaluation.artefact,
+        verdict=gate.verdict(findings, bool(layers), fail_on),
+        layers=tuple(summarise(layer) for layer in layers),
+        findings=findings,
+        undecided=undecided,
+        measurements=measurements_of(evaluation, channels=channels),
+        rules=tuple(rule.id for rule, _ in asked),
+        notes=evaluation.notes,
+        fail_on=fail_on,
+    )
+
+
+def judged(
+    answers: Iterable[tuple[Rule, Iterable[Evidence | CannotTell]]], layers: int
+) -> tuple[tuple[Finding, ...], tuple[Undecided, ...]]:
+    """What the rules found and what they left open, each cause told once."""
+    said: list[tuple[Rule, Evidence]] = []
+    open_questions: list[tuple[Rule, CannotTell]] = []
+    for rule, given in answers:
+        for answer in given:
+            if isinstance(answer, Evidence):
+                said.append((rule, answer))
+            else:
+                open_questions.append((rule, answer))
+    findings = tuple(finding(rule, evidence) for rule, evidence in without_superseded(said))
+    return findings, fold(open_questions, layers)
 
 
 def unreadable(subject: str, error: BncheckError) -> Report:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from bncheck.subjects import BatchNormLayer, Checkpoint
+from bncheck.subjects import BatchNormLayer, Checkpoint, Evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -54,7 +54,7 @@ class CannotTell:
 class Rule:
     """A defect that can be told from a subject.
 
-    `layer` judges one layer, `checkpoint` a whole file; a rule has the one or the other. `supersedes` names
+    `layer` judges one layer, `checkpoint` a whole file, `evaluation` a model that was run on data. `supersedes` names
     the rules that are silent about a layer of which this one has spoken, so that one cause is told once. A `deep`
     rule reads more of the file than the rest and is asked only on request.
     """
@@ -65,6 +65,7 @@ class Rule:
     explanation: str
     layer: Callable[[BatchNormLayer], Iterable[Evidence | CannotTell]] | None = None
     checkpoint: Callable[[Checkpoint], Iterable[Evidence | CannotTell]] | None = None
+    evaluation: Callable[[Evaluation], Iterable[Evidence | CannotTell]] | None = None
     supersedes: tuple[str, ...] = ()
     deep: bool = False
 
@@ -152,6 +153,14 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
+class Suppressed:
+    """A finding that the team has decided to live with, and why."""
+
+    finding: Finding
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """All that is said about one subject. Same input, same report."""
 
@@ -167,6 +176,8 @@ class Report:
     globals: tuple[tuple[str, str], ...] = ()  # (dotted path, use)
     rules: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    suppressed: tuple[Suppressed, ...] = ()  # not among the findings
+    fail_on: Severity | None = Severity.ERROR  # a finding of this severity or above fails the subject; None: none does
 
 
 @dataclass(frozen=True, slots=True)

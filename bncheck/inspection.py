@@ -9,7 +9,7 @@ from bncheck.checkpoints import find_checkpoints, read_checkpoint
 from bncheck.checkpoints.source import FileSource
 from bncheck.diagnosis import diagnose, unreadable
 from bncheck.errors import BncheckError
-from bncheck.rules import RULES
+from bncheck.rules import INSPECT_RULES
 from bncheck.selection import Selection, chosen
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Complete = Callable[[Checkpoint], Checkpoint]
 
 EVERYTHING = Selection()
-USUAL_RULES = chosen(RULES)
+USUAL_RULES = chosen(INSPECT_RULES)
 
 
 def inspect_file(

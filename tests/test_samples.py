@@ -86,7 +86,8 @@ def test_nothing_is_found_in_a_healthy_sample(name: str) -> None:
 
 
 def test_the_overflow_leaves_its_trace_and_the_parameters_finite() -> None:
-    found = inspect(SAMPLES / "non-finite-statistics.pt").findings
+    report = inspect(SAMPLES / "non-finite-statistics.pt")
+    found = [finding for finding in report.findings if finding.rule == "non-finite-statistics"]
     assert "overflowed in half precision" in found[0].message
     assert all(finding.measured["parameters_are_finite"] for finding in found)
 
@@ -137,7 +138,7 @@ def test_the_digits_are_stored_as_they_were_trained_on() -> None:
 def test_the_samples_are_small() -> None:
     sizes = {name: (SAMPLES / name).stat().st_size for name in sample_names(SAMPLES)}
     assert max(sizes.values()) < 200_000
-    assert sum(sizes.values()) < 1_000_000
+    assert sum(sizes.values()) < 2_500_000
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bncheck.checkpoints.connections import RELU, RELU6, Joined, Trail, is_linear, is_pointwise
 from bncheck.checkpoints.kinds import KIND_BY_DIMENSIONS, UNTOLD
 from bncheck.checkpoints.modules import BATCH_NORM, INSTANCE_NORM
 from bncheck.checkpoints.protobuf import BYTES, NUMBER, Field, Window, as_field, damaged, fields
@@ -20,11 +21,11 @@ from bncheck.checkpoints.safetensors import contiguous_strides, read_range
 from bncheck.checkpoints.state_dicts import STATISTICS, prefix_stripper, read_tensors
 from bncheck.checkpoints.tensors import DTYPES, MAX_DIMENSIONS, MAX_ELEMENTS, strided_tensor
 from bncheck.errors import DAMAGED_HINT, UnreadableError, UnsupportedError, UsageError
-from bncheck.subjects import UNKNOWN, BatchNormLayer, Checkpoint, Group, Setting, Tensor, inferred, stored
+from bncheck.subjects import UNKNOWN, BatchNormLayer, Checkpoint, Connection, Group, Setting, Tensor, inferred, stored
 from bncheck.wording import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from bncheck.checkpoints.source import Source
     from bncheck.subjects import Array
@@ -67,6 +68,8 @@ STANDARD_DOMAINS = {"", "ai.onnx"}
 # By the inputs of BatchNormalization after the first.
 PARTS = ("weight", "bias", *STATISTICS)
 COPIES = {"Identity", "Cast"}
+# By PyTorch's names.
+CONV_ATTRIBUTES = {"stride": "strides", "padding": "pads"}
 # The versions of the operator: since the first, the outputs tell the mode; since the second, an attribute does.
 OUTPUTS_TELL_MODE, ATTRIBUTE_TELLS_MODE = 7, 14
 # What the operator uses where the attribute is left out, by its specification.
@@ -109,9 +112,15 @@ def read(source: Source) -> Checkpoint:
         raise UnreadableError(f"{source.name} has two weights of one name", DAMAGED_HINT)
     strip = prefix_stripper(tensors)
     layers = Layers(source, strip)
-    for call in batchnorm_calls(model, {initializer.name: initializer for initializer in held}, source.name):
-        layers.add(call)
-    group = Group("", "module", {strip(key): tensor for key, tensor in tensors.items()}, tuple(layers.made.values()))
+    calls = batchnorm_calls(model, {initializer.name: initializer for initializer in held}, source.name)
+    names = [layers.add(call) for call in calls]
+    group = Group(
+        "",
+        "module",
+        {strip(key): tensor for key, tensor in tensors.items()},
+        tuple(layers.made.values()),
+        connections=partial(connections_of, source, names),
+    )
     facts = {"producer": f"{model.producer_name} {model.producer_version}".strip()} if model.producer_name else {}
     return Checkpoint(source.name, FORMAT, (group,), facts=facts, notes=(MOMENTUM_NOTE,) if group.layers else ())
 
@@ -381,6 +390,7 @@ class Scope:
     shapes: dict[str, list[int | str]] = field(default_factory=dict)
     reshaped: dict[str, str] = field(default_factory=dict)
     repeated: set[str] = field(default_factory=set)
+    trails: dict[str, Trail] = field(default_factory=dict)  # of values that follow from a BatchNorm
     attributes: dict[str, Message] = field(default_factory=dict)  # those of the call of a function
 
     @property
@@ -415,6 +425,28 @@ class Scope:
 
 def batchnorm_calls(model: Message, initializers: dict[str, Held], name: str) -> Iterator[Call]:
     """The nodes that are BatchNorm layers, in the order of the graph, those in subgraphs and functions included."""
+    for node in nodes_of(model, initializers, name):
+        call = node.batchnorm_call()
+        if call:
+            yield call
+
+
+class Node(NamedTuple):
+    """A node that is no call of a function, with what is known of the values before it."""
+
+    node: Message
+    attributes: Mapping[str, Message]
+    scope: Scope
+
+    def batchnorm_call(self) -> Call | None:
+        """The node as a layer; None for any other node, and where the operator serves another purpose."""
+        if self.node.op_type != "BatchNormalization" or self.node.domain not in STANDARD_DOMAINS:
+            return None
+        return batchnorm_call(self.node, self.attributes, self.scope)
+
+
+def nodes_of(model: Message, initializers: dict[str, Held], name: str) -> Iterator[Node]:
+    """All nodes but calls of functions, in the order of the graph, those in subgraphs and functions included."""
     functions = {(function.domain, function.name): function for function in model.functions}
     running = [graph_scope(model.graph, opset_of(model), None, initializers)]
     count = 0
@@ -434,10 +466,7 @@ def batchnorm_calls(model: Message, initializers: dict[str, Held], name: str) ->
         if function is not None:
             running.append(function_scope(function, node, attributes, scope))
             continue
-        if node.op_type == "BatchNormalization" and node.domain in STANDARD_DOMAINS:
-            call = batchnorm_call(node, attributes, scope)
-            if call:
-                yield call
+        yield Node(node, attributes, scope)
         graphs = [graph for found in attributes.values() for graph in (found.g, *found.graphs) if graph.node]
         if not graphs:
             follow(node, attributes, scope)
@@ -564,6 +593,71 @@ def decimal(value: float) -> float:
     return float(str(np.float32(value)))
 
 
+# -- which layer feeds which
+
+
+def connections_of(source: Source, names: Sequence[str]) -> tuple[Connection, ...]:
+    """The pairs of layers that the graph joins; it is read once more, as few ask for them.
+
+    Args:
+        source: the model.
+        names: those of the layers of its calls of BatchNormalization, in the order of the calls.
+    """
+    model, places = parse(source)
+    held = {
+        proto.name: Held(proto.name, proto, place) for proto, place in zip(model.graph.initializer, places, strict=True)
+    }
+    joined = Joined(source.name)
+    coming = iter(names)
+    for node in nodes_of(model, held, source.name):
+        trails = node.scope.trails
+        trail = trails.get(node.node.input[0]) if node.node.input else None
+        if node.batchnorm_call():
+            found = joined.normalised(trail, next(coming, None))
+        elif trail and node.node.domain in STANDARD_DOMAINS:
+            found = trail_through(source, trail, node)
+        else:
+            found = None
+        if found and node.node.output:
+            trails[node.node.output[0]] = found
+    return joined.connections()
+
+
+def trail_through(source: Source, trail: Trail, node: Node) -> Trail | None:
+    """Where a trail leads through a node, other than BatchNormalization."""
+    kind, attributes = node.node.op_type, node.attributes
+    if kind == "Relu":
+        return trail.activated(RELU)
+    if kind == "Clip":
+        return trail.activated(RELU6 if bounds_of(source, node) == (0, 6) else None)
+    names = [*node.node.input[1:3], "", ""][:2]  # the bias may be left out
+    weight, bias = (node.scope.find(name) if name else None for name in names)
+    if weight is None or (names[1] and bias is None):
+        return None
+    held, added = tensor_of(source, weight), tensor_of(source, bias) if bias else None
+    if kind == "Conv":
+        settings = {name: list(attributes[old].ints) for name, old in CONV_ATTRIBUTES.items() if old in attributes}
+        groups = attributes["group"].i if "group" in attributes else 1
+        padded = "auto_pad" in attributes and attributes["auto_pad"].s not in (b"NOTSET", b"VALID")
+        return trail.mixed(held, added) if is_pointwise(held, {**settings, "groups": groups}) and not padded else None
+    if kind == "Gemm":
+        numbers = {name: attributes[name].i for name in ("transA", "transB") if name in attributes}
+        scales = [attributes[name].f for name in ("alpha", "beta") if name in attributes]
+        as_in_torch = numbers.get("transB") == 1 and not numbers.get("transA") and set(scales) <= {1.0}
+        return trail.mixed(held, added) if as_in_torch and is_linear(held, two_dimensional=True) else None
+    return None
+
+
+def bounds_of(source: Source, node: Node) -> tuple[float | None, float | None]:
+    """The smallest and the largest output of a Clip; None where it is not known."""
+    bounds = [node.attributes[name].f if name in node.attributes else None for name in ("min", "max")]
+    for place, name in enumerate(node.node.input[1:3]):
+        held = node.scope.find(name)
+        tensor = tensor_of(source, held) if held else None
+        bounds[place] = float(tensor.read().reshape(-1)[0]) if tensor and tensor.read and tensor.size == 1 else None
+    return bounds[0], bounds[1]
+
+
 # -- the layers
 
 
@@ -576,7 +670,8 @@ class Layers:
         self.made: dict[str, BatchNormLayer] = {}
         self.weights: dict[str, tuple[str, ...]] = {}
 
-    def add(self, call: Call) -> None:
+    def add(self, call: Call) -> str:
+        """Takes note of a call; the name of its layer."""
         name = layer_name(call)
         weights = tuple(call.held[part].name if part in call.held else "" for part in PARTS)
         if self.weights.get(name, weights) != weights:
@@ -584,6 +679,7 @@ class Layers:
         if name not in self.made or call.training.value:
             self.weights[name] = weights
             self.made[name] = self.layer(name, call)
+        return self.made[name].name
 
     def layer(self, name: str, call: Call) -> BatchNormLayer:
         own = {part: tensor_of(self.source, held) for part, held in call.held.items() if part not in call.computed}

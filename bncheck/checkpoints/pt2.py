@@ -8,10 +8,19 @@ operator: weight standardisation, and an InstanceNorm that was lowered to it.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bncheck.checkpoints.connections import (
+    CONVOLUTIONS,
+    HARMLESS,
+    Joined,
+    Trail,
+    activation_of,
+    is_linear,
+    is_pointwise,
+)
 from bncheck.checkpoints.kinds import KIND_BY_DIMENSIONS, UNTOLD
 from bncheck.checkpoints.modules import BATCH_NORM, INSTANCE_NORM, TORCH_BATCHNORM
 from bncheck.checkpoints.pickles import MAX_BYTES, read_pickle
@@ -25,6 +34,7 @@ from bncheck.subjects import (
     UNKNOWN,
     BatchNormLayer,
     Checkpoint,
+    Connection,
     GlobalReference,
     Group,
     Known,
@@ -136,7 +146,8 @@ def read(source: Source) -> Checkpoint:
             facts["torch_version"] = program["torch_version"]
         tensors = archive.tensors(WEIGHTS, f"{model}_weights_config.json")
         tensors |= archive.tensors(CONSTANTS, f"{model}_constants_config.json")
-        groups.append(group_of(model if len(models) > 1 else "", program, tensors, source.name))
+        group = group_of(model if len(models) > 1 else "", program, tensors, source.name)
+        groups.append(replace(group, connections=partial(connections_of, archive, model, tensors)))
     return Checkpoint(source.name, FORMAT, tuple(groups), tuple(sorted(archive.globals())), facts)
 
 
@@ -302,6 +313,7 @@ class Scope:
     targets: dict[str, str]  # parameters and buffers: their names in the model
     constant: set[str]  # depends on parameters and buffers alone, not on an input of the model
     viewed: dict[str, str] = field(default_factory=dict)  # of which value this one is a view
+    trails: dict[str, Trail] = field(default_factory=dict)  # of values that follow from a BatchNorm
 
     def shape(self, name: str | None) -> list[int | str | None] | None:
         match self.values.get(name or ""):
@@ -339,6 +351,31 @@ def group_of(name: str, program: Json, tensors: dict[str, Tensor], source_name: 
 
 def batchnorm_calls(program: Json, source_name: str) -> Iterator[Call]:
     """The calls that are BatchNorm layers, in the order in which they run, those in subgraphs included."""
+    for node in nodes_of(program, source_name):
+        call = node.batchnorm_call()
+        if call:
+            yield call
+
+
+class Node(NamedTuple):
+    """A call of an operator, with what is known of the values before it."""
+
+    operator: str
+    inputs: list[Any]
+    outputs: list[Any]
+    metadata: Json
+    scope: Scope
+
+    def batchnorm_call(self) -> Call | None:
+        """The call of a BatchNorm layer; None for any other operator, and where this one serves another purpose."""
+        if self.operator not in MODES:
+            return None
+        arguments = dict(named_arguments(self.inputs))
+        return batchnorm_call(self.operator, arguments, first_name(self.outputs), self.metadata, self.scope)
+
+
+def nodes_of(program: Json, source_name: str) -> Iterator[Node]:
+    """All calls of operators, in the order in which they run, those in subgraphs included."""
     damaged = UnreadableError(f"{source_name} has a graph that is not one of torch.export", DAMAGED_HINT)
     match program:
         case {"graph_module": {"graph": dict(graph), "signature": {"input_specs": list(specs)}}}:
@@ -359,11 +396,7 @@ def batchnorm_calls(program: Json, source_name: str) -> Iterator[Call]:
             case _:
                 raise damaged
         operator = target.removeprefix(OPERATORS)
-        arguments = dict(named_arguments(inputs))
-        if operator in MODES:
-            call = batchnorm_call(operator, arguments, first_name(outputs), metadata, scope)
-            if call:
-                yield call
+        yield Node(operator, inputs, outputs, metadata, scope)
         follow(operator, inputs, outputs, scope)
         running.extend(reversed([enter(*subgraph, damaged) for subgraph in subgraphs(inputs, scope)]))
 
@@ -521,6 +554,62 @@ def number(argument: object) -> Setting[float]:
             return stored(float(value))
         case _:
             return UNKNOWN
+
+
+# -- which layer feeds which
+
+
+def connections_of(archive: Archive, model: str, tensors: Mapping[str, Tensor]) -> tuple[Connection, ...]:
+    """The pairs of layers that a graph joins; it is read once more, as few ask for them."""
+    program = archive.json(f"{MODELS}{model}.json")
+    strip = prefix_stripper(tensors)
+    joined = Joined(archive.source.name)
+    for node in nodes_of(program, archive.source.name):
+        trails = node.scope.trails
+        operator, _, _ = node.operator.partition(".")
+        arguments = dict(named_arguments(node.inputs))
+        trail = trails.get(first_name([arguments.get("input", arguments.get("self"))]) or "")
+        if operator not in HARMLESS:
+            # It may change its arguments, and so what is known of them.
+            for _, argument in named_arguments(node.inputs):
+                for name in tensor_names(argument):
+                    trails.pop(name, None)
+        made = first_name(node.outputs)
+        found = trail_through(operator, trail, arguments, node.scope, tensors) if trail else None
+        if node.operator in MODES:
+            call = node.batchnorm_call()
+            found = joined.normalised(trail, strip(layer_name(call)) if call else None)
+        if found and made:
+            trails[made] = found
+    return joined.connections()
+
+
+def trail_through(
+    operator: str, trail: Trail, arguments: Mapping[str, object], scope: Scope, tensors: Mapping[str, Tensor]
+) -> Trail | None:
+    """Where a trail leads through an operator, other than BatchNorm."""
+    plain = {name: plain_value(argument) for name, argument in arguments.items()}
+    activation = activation_of(operator.removesuffix("_"), plain)
+    if activation:
+        return trail.activated(activation)
+    weight, bias = (first_name([arguments.get(part)]) for part in ("weight", "bias"))
+    held, added = (tensors.get(scope.targets.get(name or "", "")) for name in (weight, bias))
+    shape = scope.shape(first_name([arguments.get("input")])) or []
+    fits = (operator in CONVOLUTIONS and is_pointwise(held, plain)) or (
+        operator == "linear" and is_linear(held, two_dimensional=len(shape) == 2)
+    )
+    return trail.mixed(held, added) if fits and (added is not None or bias is None) else None
+
+
+def plain_value(argument: object) -> object:
+    """A number, truth value or list of numbers of a graph; None where it is None or anything else."""
+    match argument:
+        case {"as_int": value} | {"as_float": value} | {"as_bool": value} | {"as_ints": value} | {"as_string": value}:
+            return value
+        case {"as_none": _}:
+            return None
+        case _:
+            return argument
 
 
 # -- the layers

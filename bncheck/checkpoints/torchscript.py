@@ -11,8 +11,10 @@ from __future__ import annotations
 import re
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from bncheck.checkpoints.connections import Joined
 from bncheck.checkpoints.kinds import UNTOLD
 from bncheck.checkpoints.modules import TORCH_BATCHNORM, items, module_group, walk
 from bncheck.checkpoints.pickles import MAX_BYTES, Dictionary, Global, Object, read_pickle
@@ -34,6 +36,7 @@ from bncheck.subjects import (
     UNKNOWN,
     BatchNormLayer,
     Checkpoint,
+    Connection,
     GlobalReference,
     Group,
     Known,
@@ -46,7 +49,7 @@ from bncheck.subjects import (
 from bncheck.wording import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from bncheck.checkpoints.source import Source
 
@@ -128,6 +131,8 @@ def read(source: Source) -> Checkpoint:
         module = modules[layer.stored_name]
         layers.append(settle(layer, module, assigned.of_module.get(id(module), []), tree))
     group = replace(group, layers=tuple(layers))
+    if codes:
+        group = replace(group, connections=partial(connections_of, tree, layers, storages, archive, root))
     if assigned.frozen:
         group = with_frozen_layers(group, assigned.frozen, archive, root)
     notes = (WITHOUT_CODE,) if group.layers and not codes else ()
@@ -153,21 +158,24 @@ def is_script_module(value: object) -> bool:
 
 def read_code(archive: ZipArchive, root: str, references: Iterable[GlobalReference]) -> Codes:
     """The code of the classes that are referred to, by their path; nothing if it is too much to read."""
-    modules = sorted({reference.module for reference in references if is_own(reference)})
-    files = {module: f"{root}code/{module.replace('.', '/')}.py" for module in modules}
-    files = {module: file for module, file in files.items() if file in archive.entries}
-    if len(files) > MAX_CODE_FILES or sum(archive.entries[file].size for file in files.values()) > MAX_CODE:
-        return {}
     codes: Codes = {}
     calls = 0
-    for module, file in files.items():
-        text = archive.read(file, MAX_CODE).decode("utf-8", "replace")
+    for module, text in code_files(archive, root, {reference.module for reference in references if is_own(reference)}):
         for name, code in read_classes(text, MAX_CALLS + 1 - calls).items():
             codes[f"{module}.{name}"] = code
             calls += len(code.calls)
         if calls > MAX_CALLS:
             return {}
     return codes
+
+
+def code_files(archive: ZipArchive, root: str, modules: set[str]) -> Iterator[tuple[str, str]]:
+    """The code of these modules of Python, one by one; nothing if it is too much to read."""
+    files = {module: f"{root}code/{module.replace('.', '/')}.py" for module in sorted(modules)}
+    files = {module: file for module, file in files.items() if file in archive.entries}
+    if len(files) <= MAX_CODE_FILES and sum(archive.entries[file].size for file in files.values()) <= MAX_CODE:
+        for module, file in files.items():
+            yield module, archive.read(file, MAX_CODE).decode("utf-8", "replace")
 
 
 # -- the modules
@@ -179,12 +187,14 @@ class Tree:
 
     root: Object
     codes: Mapping[int, ClassCode]  # by the identity of the module
+    class_paths: Mapping[int, str]  # with the part that tells classes of one name apart
 
 
 def tree_of(script_root: Object, codes: Codes, source_name: str) -> Tree:
     """Modules with `_buffers` and `_modules`, which TorchScript keeps among the other attributes."""
     made = {id(script_root): inert_module(script_root)}
     code_of: dict[int, ClassCode] = {}
+    class_paths: dict[int, str] = {}
     seen: set[int] = set()
     waiting: list[tuple[Object, int]] = [(script_root, 0)]
     while waiting:
@@ -199,6 +209,7 @@ def tree_of(script_root: Object, codes: Codes, source_name: str) -> Tree:
         module = made[id(original)]
         code = codes.get(original.class_path or "", ClassCode())
         code_of[id(module)] = code
+        class_paths[id(module)] = original.class_path or ""
         state = module.state
         assert isinstance(state, Dictionary)
         buffers, modules = Dictionary(), Dictionary()
@@ -214,7 +225,7 @@ def tree_of(script_root: Object, codes: Codes, source_name: str) -> Tree:
             elif name not in ("_parameters", "_buffers", "_modules"):
                 state[name] = value
         waiting.extend((child, depth + 1) for child in reversed(children))
-    return Tree(made[id(script_root)], code_of)
+    return Tree(made[id(script_root)], code_of, class_paths)
 
 
 def inert_module(original: Object) -> Object:
@@ -408,6 +419,33 @@ def mode_of_call(layer: BatchNormLayer, module: Object, use: Use) -> tuple[bool 
         return (value if isinstance(value, bool) else None), False
     # torch's own BatchNorm asks its attribute, in a way that changes with its version.
     return (layer.training.value if use.caller is module and is_of_torch(module) else None), False
+
+
+# -- which layer feeds which
+
+
+def connections_of(
+    tree: Tree, layers: Sequence[BatchNormLayer], storages: Storages, archive: ZipArchive, root: str
+) -> tuple[Connection, ...]:
+    """The pairs of layers that the code joins; it is read once more, as few ask for them."""
+    from bncheck.checkpoints.torchscript_flow import Flow, Method, NotFollowedError, methods_of
+
+    methods: dict[str, dict[str, Method]] = {}
+    for module, text in code_files(archive, root, {path.rpartition(".")[0] for path in tree.class_paths.values()}):
+        methods |= {f"{module}.{name}": found for name, found in methods_of(text).items()}
+    names = {layer.stored_name: layer.name for layer in layers}
+    joined = Joined(archive.source.name)
+    flow = Flow(
+        methods=lambda module: methods.get(tree.class_paths.get(id(module), ""), {}),
+        layers={id(module): names[path] for path, module, _ in walk(tree.root) if path in names},
+        tensor=partial(storages.tensor, "a weight"),
+        joined=joined,
+    )
+    try:
+        flow.follow(tree.root)
+    except NotFollowedError:
+        return ()
+    return joined.connections()
 
 
 # -- layers that torch.jit.freeze left

@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bncheck.errors import ModelError, UsageError
-from bncheck.evaluation.live import live_group
-from bncheck.subjects import BatchNormLayer, Checkpoint, Group, Known, Setting
-from bncheck.wording import few
+from bncheck.checkpoints.state_dicts import prefix_stripper
+from bncheck.errors import BncheckError, ModelError, UsageError
+from bncheck.evaluation.live import describe, live_group, tensor_of
+from bncheck.matching import common_prefix
+from bncheck.subjects import BatchNormLayer, Checkpoint, Group, Known, Setting, Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-NAMED_LAYERS = 5
 
 
 def architecture(
@@ -40,7 +39,8 @@ def architecture(
     """
     with importable(python_paths), contextlib.redirect_stdout(sys.stderr):
         module, note = build(load_callable(spec), spec, keyword_arguments(arguments))
-    known = live_group(module)
+    with foreign_code(f"--model {spec} has no state_dict", "Name a module whose weights can be saved."):
+        known = replace(live_group(module), tensors=saved_tensors(module))
     notes = (note,) if note else ()
 
     def complete(checkpoint: Checkpoint) -> Checkpoint:
@@ -59,6 +59,33 @@ def architecture(
 
 
 @contextlib.contextmanager
+def foreign_code(failure: str, hint: str) -> Iterator[None]:
+    """Around code that is not ours: what it prints goes to stderr, what it raises becomes a ModelError.
+
+    Args:
+        failure: how the message starts, "--model net:Net fails", say.
+        hint: what the user can do.
+    """
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            yield
+        except BncheckError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise ModelError(f"{failure}: {described(error)}", hint) from error
+
+
+def described(error: BaseException) -> str:
+    """Type and message in one line. The traceback of TorchScript ends with what matters, other texts start with it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if any(line.startswith("Traceback") for line in lines):
+        return lines[-1]
+    return f"{type(error).__name__}: {' '.join(lines[: 2 if lines[0].endswith(':') else 1])}"
+
+
+@contextlib.contextmanager
 def importable(folders: Sequence[Path]) -> Iterator[None]:
     """Makes the folders and the current directory importable: a console script does not see the latter by itself."""
     before = list(sys.path)
@@ -69,23 +96,18 @@ def importable(folders: Sequence[Path]) -> Iterator[None]:
         sys.path[:] = before
 
 
-def load_callable(spec: str) -> Any:
-    """What `module:name` or `file.py:name` refers to."""
+def load_callable(spec: str, option: str = "--model") -> Any:
+    """What `module:name` or `file.py:name` refers to; `option` is where the user gave it."""
     place, _, name = spec.rpartition(":")
     if not place or not name:
         raise UsageError(
-            f"--model {spec} does not name a callable", "Write module:callable or path/to/file.py:callable."
+            f"{option} {spec} does not name a callable", "Write module:callable or path/to/file.py:callable."
         )
-    try:
-        module = load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-        found: Any = module
+    hint = "Check the name, and --python-path; the current directory is importable."
+    with foreign_code(f"{option} {spec} cannot be loaded", hint):
+        found: Any = load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
         for part in name.split("."):
             found = getattr(found, part)
-    except (Exception, SystemExit) as error:
-        raise ModelError(
-            f"--model {spec} cannot be loaded: {type(error).__name__}: {error}",
-            "Check the name, and --python-path; the current directory is importable.",
-        ) from error
     return found
 
 
@@ -117,33 +139,38 @@ def keyword_arguments(arguments: Sequence[str]) -> dict[str, Any]:
 
 def build(found: Any, spec: str, arguments: dict[str, Any]) -> tuple[torch.nn.Module, str | None]:
     """The module, without memory for its numbers where its constructor allows that, and a note where not."""
-    if isinstance(found, torch.nn.Module):
-        return found, None
     note = None
     try:
-        try:
-            with torch.device("meta"):
-                made = found(**arguments)
-        except Exception as error:  # noqa: BLE001 - constructors that read numbers fail on the meta device
-            made = found(**arguments)
-            note = f"{spec} was built on the CPU: on the meta device it raises {type(error).__name__}"
-    except (Exception, SystemExit) as error:
-        raise ModelError(
-            f"--model {spec} fails: {type(error).__name__}: {error}", "Pass what it needs with --model-arg NAME=VALUE."
-        ) from error
+        with torch.device("meta"):
+            made = construct(found, spec, arguments)
+    except ModelError as error:  # constructors that read numbers fail on the meta device
+        made = construct(found, spec, arguments)
+        note = f"{spec} was built on the CPU: on the meta device it raises {type(error.__cause__).__name__}"
+    return made, note
+
+
+def construct(found: Any, spec: str, arguments: dict[str, Any]) -> torch.nn.Module:
+    """The module that a class or function makes, as it makes it; an instance is taken as it is."""
+    if isinstance(found, torch.nn.Module):
+        return found
+    with foreign_code(f"--model {spec} fails", "Pass what it needs with --model-arg NAME=VALUE."):
+        made = found(**arguments)
     if not isinstance(made, torch.nn.Module):
         raise ModelError(
             f"--model {spec} gives a {type(made).__name__}, not a torch.nn.Module",
             "Name a class or a factory function.",
         )
-    return made, note
+    return made
 
 
 # -- what it knows
 
 
 def with_architecture(group: Group, known: Group) -> tuple[Group, list[str]]:
-    """The group with the settings of the architecture where the file has none, and what did not match."""
+    """The group with the settings of the architecture where the file has none, and where they were found.
+
+    What does not match is for the rule to say, which compares the tensors of the file with `expected`.
+    """
     by_name = {layer.name: layer for layer in known.layers}
     shift, cut = common_prefix([layer.name for layer in group.layers], list(by_name))
     remarks = []
@@ -153,55 +180,31 @@ def with_architecture(group: Group, known: Group) -> tuple[Group, list[str]]:
         remarks.append(f"layers of the file were found below {cut!r} of the architecture")
     layers = []
     matched: set[str] = set()
-    unmatched = []
     for layer in group.layers:
         name = cut + layer.name.removeprefix(shift)
         other = by_name.get(name) if layer.name.startswith(shift) else None
         if other is None:
-            unmatched.append(layer.name)
             layers.append(layer)
             continue
         matched.add(name)
-        if layer.num_features is not None and other.num_features != layer.num_features:
-            channels = f"{layer.num_features} channels in the file and {other.num_features} in the architecture"
-            remarks.append(f"{layer.name} has {channels}")
         layers.append(completed(layer, other))
-    absent = []
     for name, other in by_name.items():
         if name in matched or not name.startswith(cut):
             continue
         stored_name = shift + name.removeprefix(cut)
         if has_all_tensors(other, stored_name, group, known):
             layers.append(untracked(other, stored_name, group))
-        else:
-            absent.append(name)
-    if unmatched:
-        remarks.append(f"in the file but not in the architecture: {few(unmatched, NAMED_LAYERS)}")
-    if absent:
-        remarks.append(f"in the architecture but not in the file: {few(absent, NAMED_LAYERS)}")
     where = f"{group.name}: " if group.name else ""
-    return replace(group, layers=tuple(layers)), [f"{where}{remark}" for remark in remarks]
+    completed_group = replace(group, layers=tuple(layers), expected=known.tensors)
+    return completed_group, [f"{where}{remark}" for remark in remarks]
 
 
-def common_prefix(file_names: Sequence[str], model_names: Sequence[str]) -> tuple[str, str]:
-    """What the file's names have before those of the architecture, or the other way round; the most frequent pair."""
-    known = set(model_names)
-    if known.intersection(file_names) or not known or not file_names:
-        return "", ""
-    votes: dict[tuple[str, str], int] = {}
-    by_end: dict[str, list[str]] = {}
-    for name in model_names:
-        by_end.setdefault(name.rpartition(".")[2], []).append(name)
-    for name in file_names:
-        for other in by_end.get(name.rpartition(".")[2], []):
-            if name.endswith(f".{other}"):
-                pair = (name.removesuffix(other), "")
-            elif other.endswith(f".{name}"):
-                pair = ("", other.removesuffix(name))
-            else:
-                continue
-            votes[pair] = votes.get(pair, 0) + 1
-    return max(votes, key=lambda pair: (votes[pair], -len(pair[0]) - len(pair[1]))) if votes else ("", "")
+def saved_tensors(module: torch.nn.Module) -> dict[str, Tensor]:
+    """What the state_dict of a module holds. Names of one tensor have one Tensor."""
+    held = {name: value for name, value in module.state_dict(keep_vars=True).items() if isinstance(value, torch.Tensor)}
+    strip = prefix_stripper(held)
+    made = {id(value): tensor_of(name, describe(value)) for name, value in held.items()}
+    return {strip(name): made[id(value)] for name, value in held.items()}
 
 
 def completed(layer: BatchNormLayer, other: BatchNormLayer) -> BatchNormLayer:

@@ -15,6 +15,10 @@ class Format(Enum):
 
     TEXT = "text"
     JSON = "json"
+    SARIF = "sarif"
+    JUNIT = "junit"
+    GITHUB = "github"
+    MARKDOWN = "markdown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +42,19 @@ def write(format_: Format, run: Run, out: TextIO, style: Style) -> None:
             from bncheck.reports import json
 
             json.write(run, out)
+        case Format.SARIF:
+            from bncheck.reports import sarif
+
+            sarif.write(run, out)
+        case Format.JUNIT:
+            from bncheck.reports import junit
+
+            junit.write(run, out)
+        case Format.GITHUB:
+            from bncheck.reports import github
+
+            github.write(run, out)
+        case Format.MARKDOWN:
+            from bncheck.reports import markdown
+
+            markdown.write(run, out)

@@ -109,7 +109,13 @@ class Page:
             return
         word, color = VERDICTS[report.verdict]
         name = escaped(report.subjects[0])
-        end = f": {found(report) if report.layers else 'no BatchNorm layer'}" if self.style.quiet else ""
+        end = ""
+        if report.measurements:
+            from bncheck.reports.text_evaluation import headline
+
+            end = f": {headline(report)}"
+        elif self.style.quiet:
+            end = f": {found(report) if report.layers else 'no BatchNorm layer'}"
         self.console.print(Text.assemble((f"{word} ", color), (name, "bold"), end), soft_wrap=True)
         if self.style.quiet:
             return
@@ -117,9 +123,14 @@ class Page:
         if self.style.verbose and report.facts:
             facts = ", ".join(f"{name} {value}" for name, value in report.facts.items())
             self.line(escaped(facts), indent=2)
-        groups = by_group(report.layers)
-        for group, layers in groups.items():
-            self.group(group, layers, alone=len(groups) == 1)
+        if report.measurements:
+            from bncheck.reports.text_evaluation import write_measurements
+
+            write_measurements(self, report)
+        else:
+            groups = by_group(report.layers)
+            for group, layers in groups.items():
+                self.group(group, layers, alone=len(groups) == 1)
         self.findings(report.findings)
         if report.notes:
             self.line()

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from sample_checkpoints.network import DigitNet
     from sample_checkpoints.training import Digits
 
-FINDS = [("non-finite-statistics", "error", layer) for layer in ("reduce.1", "top.1")]
+# The frozen parts count fewer updates than the rest.
+FINDS = [
+    *(("non-finite-statistics", "error", layer) for layer in ("reduce.1", "top.1")),
+    ("uneven-counters", "note", None),
+]
 
 
 def make(trained: DigitNet, digits: Digits) -> object:

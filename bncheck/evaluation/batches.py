@@ -1,0 +1,177 @@
+"""What a source of data is: options to open it with, batches to iterate over, facts to report."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bncheck.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator
+    from pathlib import Path
+
+# Keys that hold labels, not inputs: Hugging Face's `labels`, scikit-learn's `y`, and their usual variants.
+LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+# The options that say how an image becomes numbers. Arrays and tensors of a callable are numbers already.
+IMAGE_OPTIONS = ("size", "resize", "mean", "std", "grayscale", "channels_last")
+
+
+@dataclass(frozen=True, slots=True)
+class DataOptions:
+    """How data is read; the defaults are those of the command line.
+
+    Attributes:
+        batch_size: samples in a batch, the last one may be smaller. A callable makes its own batches.
+        limit: read this many samples and no more.
+        workers: threads that decode images ahead; 0 decodes in the calling thread.
+        input_keys: the arrays of a file, or keys of a yielded dict, that the model takes. One is passed alone, several
+            as a dict.
+        skip_unreadable: leave out what cannot be read, and list it, instead of an error.
+        size: (height, width) of the image that the model sees.
+        resize: length of an image's shorter side before `size` is cut out of its center.
+        mean: subtracted from pixels between 0 and 1, one for all channels or one for each.
+        std: what is left is divided by these.
+        grayscale: images of one channel instead of three.
+        channels_last: tensors of shape (N, H, W, C) instead of (N, C, H, W).
+        beside: a checkpoint; the preprocessing is read from a configuration that lies in its folder.
+        python_paths: folders to import a callable from, besides the current one.
+    """
+
+    batch_size: int = 32
+    limit: int | None = None
+    workers: int = 2
+    input_keys: tuple[str, ...] = ()
+    skip_unreadable: bool = False
+    size: tuple[int, int] | None = None
+    resize: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    grayscale: bool = False
+    channels_last: bool = False
+    beside: Path | None = None
+    python_paths: tuple[Path, ...] = ()
+
+    def check(self) -> None:
+        """Raises UsageError for numbers that mean nothing."""
+        for name, least in (("batch_size", 1), ("limit", 1), ("workers", 0), ("resize", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"{option(name)} {value} is too small", f"Give {least} or more.")
+        if self.size is not None and min(self.size) < 1:
+            raise UsageError(f"--size {self.size[0]}x{self.size[1]} is no size", "Give height and width in pixels.")
+
+    def refuse(self, names: tuple[str, ...], kind: str, hint: str) -> None:
+        """Raises UsageError where an option was given that this kind of data has no use for: never ignore one."""
+        given = [name for name in names if getattr(self, name) not in (None, False, ())]
+        if given:
+            raise UsageError(f"{option(given[0])} is not for {kind}", hint)
+
+
+def option(name: str) -> str:
+    """The option of the command line: `input_keys` is `--input-key`."""
+    return f"--{name.removesuffix('s').replace('_', '-')}" if name == "input_keys" else f"--{name.replace('_', '-')}"
+
+
+Inputs = torch.Tensor | tuple[torch.Tensor, ...] | dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What the model gets in one call.
+
+    Attributes:
+        inputs: `model(inputs)`, `model(*inputs)` for a tuple, `model(**inputs)` for a dict.
+        labels: one for each sample along the first dimension, or None.
+        size: samples in it, the first dimension of the first input.
+        given: what a callable yielded, untouched, for an evaluation of the user's that expects it; None otherwise.
+    """
+
+    inputs: Inputs
+    labels: torch.Tensor | None
+    size: int
+    given: Any = None
+
+    @property
+    def item(self) -> Any:
+        """What the user's own evaluation gets: what their callable yielded, else (inputs, labels), else inputs."""
+        if self.given is not None:
+            return self.given
+        return self.inputs if self.labels is None else (self.inputs, self.labels)
+
+
+@dataclass(slots=True)
+class Data:
+    """Samples in a fixed order, batch by batch; each `iter()` starts at the first one again.
+
+    Attributes:
+        start: a new pass.
+        description: what was read and how, in plain values that JSON can hold.
+        samples: how many there are, None while that is not known; exact after one whole pass.
+        classes: what the labels mean: `classes[label]` is the name of a sub-folder.
+        skipped: what could not be read and was left out, in the order it was met.
+        non_finite: samples seen with NaN or an infinity in their inputs, in the worst pass so far.
+    """
+
+    start: Callable[[], Generator[Batch, None, None]]
+    description: dict[str, Any]
+    samples: int | None = None
+    classes: tuple[str, ...] | None = None
+    skipped: list[str] = field(default_factory=list)
+    non_finite: int = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        read = non_finite = 0
+        # Closed at once when the consumer stops early: no thread outlives its pass.
+        with contextlib.closing(self.start()) as batches:
+            for batch in batches:
+                read += batch.size
+                non_finite += non_finite_samples(batch)
+                self.non_finite = max(self.non_finite, non_finite)
+                yield batch
+        self.samples = read
+
+
+def named_tensors(inputs: object) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of the inputs with its key or place, in a fixed order; those of tuples and dicts in it, too."""
+    if isinstance(inputs, torch.Tensor):
+        yield "", inputs
+    parts: Iterable[tuple[Any, object]] = ()
+    if isinstance(inputs, Mapping):
+        parts = sorted(inputs.items(), key=lambda item: str(item[0]))
+    elif isinstance(inputs, (tuple, list)):
+        parts = enumerate(inputs)
+    for place, part in parts:
+        for name, tensor in named_tensors(part):
+            yield f"{place}.{name}" if name else str(place), tensor
+
+
+def input_hash(inputs: object) -> str:
+    """Equal for inputs that are equal bit for bit, with dtypes and shapes: those of a batch, or what a model got.
+
+    Labels do not count, nor does what is no tensor.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in named_tensors(inputs.inputs if isinstance(inputs, Batch) else inputs):
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        # Flat and as bytes: numpy has no bfloat16.
+        flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def non_finite_samples(batch: Batch) -> int:
+    """Samples with NaN or an infinity in one of the floating inputs."""
+    bad: torch.Tensor | None = None
+    for _, tensor in named_tensors(batch.inputs):
+        # The sum tells the usual case cheaply. It may overflow although all are finite, so it only acquits.
+        if not tensor.is_floating_point() or not tensor.numel() or tensor.sum().isfinite():
+            continue
+        found = ~tensor.isfinite().reshape(len(tensor), -1).all(1).cpu()
+        bad = found if bad is None or len(bad) != len(found) else bad | found
+    return 0 if bad is None else int(bad.sum())

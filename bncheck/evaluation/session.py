@@ -1,0 +1,102 @@
+"""From the options of a command to what its probe saw: the model, the data, the user's evaluation."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bncheck.errors import UsageError
+from bncheck.evaluation.data import DataOptions, open_data
+from bncheck.evaluation.models import importable, load_callable
+from bncheck.evaluation.probes import drift
+from bncheck.evaluation.repetition import repeat
+from bncheck.evaluation.runnable import ModelOptions, load_runnable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from bncheck.subjects import Evaluation
+
+
+def examine(command: str, path: Path, given: Mapping[str, Any], progress: Callable[[int], None]) -> Evaluation:
+    """Runs the probe of a command.
+
+    Args:
+        command: "drift" or "repeat".
+        path: the checkpoint.
+        given: the options of the command line by name.
+        progress: told the number of samples of each batch that is done.
+
+    Raises:
+        BncheckError: the model, the data or the evaluation cannot be made, or fail.
+    """
+    paths = tuple(given["python_path"] or ())
+    runnable = load_runnable(
+        path,
+        ModelOptions(
+            model=given["model"],
+            model_args=tuple(given["model_arg"] or ()),
+            python_paths=paths,
+            main=given["main"],
+            trust_pickle=given["trust_pickle"],
+            group=given["group"],
+            device=given["device"],
+            dtype=given["dtype"],
+            threads=given["threads"],
+        ),
+    )
+    data = open_data(
+        given["data"],
+        DataOptions(
+            batch_size=runnable.fixed_batch_size or given["batch_size"],
+            limit=given["limit"],
+            workers=given["workers"],
+            input_keys=tuple(given["input_key"] or ()),
+            skip_unreadable=given["skip_unreadable"],
+            size=size_of(given["size"]),
+            resize=given["resize"],
+            mean=numbers_of("--mean", given["mean"]),
+            std=numbers_of("--std", given["std"]),
+            grayscale=given["grayscale"],
+            channels_last=given["channels_last"],
+            beside=path,
+            python_paths=paths,
+        ),
+    )
+    evaluator = None
+    if given["evaluator"]:
+        with importable(paths), contextlib.redirect_stdout(sys.stderr):
+            evaluator = load_callable(given["evaluator"], "--evaluator")
+    with importable(paths):
+        if command == "repeat":
+            return repeat(
+                runnable,
+                data,
+                evaluator=evaluator,
+                runs=given["runs"],
+                batch_size=given["batch_size"],
+                progress=progress,
+            )
+        return drift(runnable, data, evaluator=evaluator, in_distribution=given["in_distribution"], progress=progress)
+
+
+def size_of(text: str | None) -> tuple[int, int] | None:
+    """`224` or `224x160` as (height, width)."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) not in (1, 2) or not all(part.isdecimal() and int(part) for part in parts):
+        raise UsageError(f"--size {text} is no size", "Write 224, or 224x160 for height and width.")
+    return int(parts[0]), int(parts[-1])
+
+
+def numbers_of(option: str, text: str | None) -> tuple[float, ...] | None:
+    """`0.485,0.456,0.406`, or one number for all channels."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} {text} are no numbers", f"Write {option} 0.485,0.456,0.406.") from None

@@ -1,0 +1,131 @@
+"""What train mode would do to the statistics: a forward pass in train mode on statistics of its own.
+
+A BatchNorm in train mode does not read its running statistics, so all that a forward writes can be told from one that
+starts at zero: with momentum m and c calls of the layer, it turns (mean, variance) into (1-m)^c (mean, variance) + u,
+where u is what it makes of zeros. So u, divided by 1 - (1-m)^c, is the average of the batch's own statistics; and this
+holds for a graph whose layers no hook can reach. With momentum=None the factor is 1/n in place of m, n the counter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from bncheck.evaluation.calls import call
+from bncheck.evaluation.state import Statistics, put_back, snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bncheck.evaluation.calls import Inputs
+    from bncheck.evaluation.runnable import Runnable
+    from bncheck.subjects import BatchNormLayer
+
+
+@dataclass(slots=True)
+class Followed:
+    """One layer's statistics in the trial, and the average over the batches; float64, on the CPU."""
+
+    momentum: float | None
+    mean: torch.Tensor
+    var: torch.Tensor
+    counter: int
+    batch_mean: torch.Tensor | None = None
+    batch_var: torch.Tensor | None = None
+    weight: int = 0
+
+    def update(self, mean: torch.Tensor, var: torch.Tensor, calls: int, size: int) -> None:
+        """Takes what a forward of `size` samples with `calls` calls of the layer made of zeros."""
+        if self.momentum is None:
+            kept = self.counter / (self.counter + calls)
+            own = 1.0  # the cumulative average from a counter of 0
+            mean_added, var_added = mean * (1 - kept), var * (1 - kept)
+        else:
+            kept = (1 - self.momentum) ** calls
+            own = 1 - kept
+            mean_added, var_added = mean, var
+        self.mean = self.mean * kept + mean_added
+        self.var = self.var * kept + var_added
+        self.counter += calls
+        if not own:
+            return  # momentum 0: the layer counts and learns nothing
+        if self.batch_mean is None or self.batch_var is None:
+            self.batch_mean, self.batch_var = torch.zeros_like(mean), torch.zeros_like(var)
+        self.weight += size
+        share = size / self.weight
+        self.batch_mean += (mean / own - self.batch_mean) * share
+        self.batch_var += (var / own - self.batch_var) * share
+
+
+class TrainModeTrial:
+    """Runs batches in train mode and follows the statistics; those of the model stay as they are."""
+
+    def __init__(self, runnable: Runnable, stored: Mapping[str, Statistics], described: Mapping[str, BatchNormLayer]):
+        self.runnable, self.stored = runnable, stored
+        self.zeros = {
+            name: Statistics(
+                *(
+                    None if tensor is None else torch.zeros_like(tensor)
+                    for tensor in (held.mean, held.var, held.counter)
+                )
+            )
+            for name, held in stored.items()
+        }
+        self.followed: dict[str, Followed] = {}
+        for name, held in stored.items():
+            layer = described.get(name)
+            if held.mean is None or held.var is None or layer is None or not layer.momentum.is_known:
+                continue
+            self.followed[name] = Followed(
+                layer.momentum.value,
+                held.mean.cpu().double(),
+                held.var.cpu().double(),
+                0 if held.counter is None else int(held.counter),
+            )
+        self.batches = 0
+        self.by_batches: dict[int, dict[str, Statistics]] = {}
+
+    def run(self, inputs: Inputs, size: int) -> None:
+        """One forward in train mode, in which the model already is."""
+        layers = self.runnable.layers
+        current = snapshot(layers)
+        put_back(layers, self.zeros)
+        try:
+            call(self.runnable.module, inputs)
+            made = snapshot(layers)
+        finally:
+            put_back(layers, current)
+        for name, followed in self.followed.items():
+            mean, var, counter = made[name].mean, made[name].var, made[name].counter
+            if mean is None or var is None:
+                continue
+            # Without a counter (old files), a layer whose variance moved away from zero was called.
+            calls = int(bool(var.any())) if counter is None else int(counter)
+            if calls:
+                followed.update(mean.cpu().double(), var.cpu().double(), calls, size)
+        self.batches += 1
+        if self.batches & (self.batches - 1) == 0:
+            self.by_batches[self.batches] = self.statistics()
+
+    def statistics(self) -> dict[str, Statistics]:
+        """The statistics that the model would have now, had it been left in train mode."""
+        return {name: self.like(name, held.mean, held.var, held.counter) for name, held in self.followed.items()}
+
+    def recalibrated(self) -> dict[str, Statistics]:
+        """The statistics of the data: the average over the batches of what each layer saw in train mode."""
+        return {
+            name: self.like(name, held.batch_mean, held.batch_var, held.counter)
+            for name, held in self.followed.items()
+            if held.batch_mean is not None and held.batch_var is not None
+        }
+
+    def like(self, name: str, mean: torch.Tensor, var: torch.Tensor, counter: int) -> Statistics:
+        """The numbers in the dtype and on the device of the layer's own."""
+        own = self.stored[name]
+        assert own.mean is not None
+        assert own.var is not None
+        return Statistics(
+            mean.to(own.mean), var.to(own.var), None if own.counter is None else torch.full_like(own.counter, counter)
+        )

@@ -1,0 +1,180 @@
+"""Watches an evaluation as it runs: in which modes the layers were called, and what became of their statistics."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import sys
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bncheck.errors import ModelError
+from bncheck.evaluation.calls import call
+from bncheck.evaluation.state import snapshot
+from bncheck.wording import quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from bncheck.evaluation.batches import Batch, Data
+    from bncheck.evaluation.runnable import Runnable
+    from bncheck.evaluation.state import Statistics
+
+    Evaluator = Callable[..., Any]
+    Modes = dict[str, tuple[bool, bool | None]]  # of each module: training, and tracking where it has that
+
+
+@dataclass
+class Observation:
+    """What was seen of an evaluation. Hooks see modules; of a graph only the root is seen."""
+
+    before: dict[str, Statistics] = field(default_factory=dict)
+    after: dict[str, Statistics] = field(default_factory=dict)
+    forwards: int = 0
+    samples: int = 0
+    batches: int = 0
+    called: dict[str, int] | None = field(default_factory=dict)  # forwards by layer
+    training: dict[str, bool] = field(default_factory=dict)  # by layer: was any of its forwards in train mode
+    modes: Modes = field(default_factory=dict)  # by module: training, tracking
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def observe(runnable: Runnable, batches: Callable[[], Iterator[Batch]], evaluator: Evaluator | None) -> Observation:
+    """Runs the evaluation once, in the modes in which the model is, and leaves the model as it then is.
+
+    Args:
+        runnable: the model.
+        batches: starts a pass over the data.
+        evaluator: the user's evaluation, `function(model, batches)` or `function(model)`; None for a loop over the
+            data.
+    """
+    seen = Observation(before=snapshot(runnable.layers))
+    with watched(runnable, seen) as model:
+        if evaluator is None:
+            with torch.no_grad():
+                for batch in batches():
+                    call(model, batch.inputs)
+        else:
+            seen.metrics = metrics_of(run_evaluator(evaluator, model, (batch.item for batch in batches())))
+    seen.after = snapshot(runnable.layers)
+    return seen
+
+
+def placed_batches(runnable: Runnable, data: Data) -> Iterator[Batch]:
+    """The batches on the device of the model and in its dtype. What a callable of the user's yields stays as it is."""
+    for batch in data:
+        yield replace(batch, inputs=runnable.place(batch.inputs))  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def watched(runnable: Runnable, seen: Observation) -> Iterator[Any]:
+    """The model with hooks that write down what happens; a graph behind a function that does."""
+    names = {id(layer): name for name, layer in runnable.layers.items()}
+
+    def first_of(inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        seen.forwards += 1
+        seen.samples += batch_size((*inputs, *keywords.values()))
+        seen.batches += 1
+        if not seen.modes:
+            seen.modes = modes_of(runnable.module)
+
+    if not runnable.can_hook:
+        seen.called = None
+        seen.training = {name: bool(getattr(layer, "training", False)) for name, layer in runnable.layers.items()}
+        yield Watchable(runnable.module, first_of)
+        return
+
+    def root(_module: torch.nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        first_of(inputs, keywords)
+
+    def layer(module: torch.nn.Module, _inputs: object) -> None:
+        name = names[id(module)]
+        assert seen.called is not None
+        seen.called[name] = seen.called.get(name, 0) + 1
+        seen.training[name] = seen.training.get(name, False) or module.training
+
+    handles = [runnable.module.register_forward_pre_hook(root, with_kwargs=True)]
+    handles += [module.register_forward_pre_hook(layer) for module in runnable.layers.values()]
+    try:
+        yield runnable.module
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Watchable:
+    """A graph that tells of each call; everything else is the graph's own."""
+
+    def __init__(self, module: torch.nn.Module, tell: Callable[[tuple[Any, ...], dict[str, Any]], None]) -> None:
+        self._module, self._tell = module, tell
+
+    def __call__(self, *inputs: Any, **keywords: Any) -> Any:
+        self._tell(inputs, keywords)
+        return self._module(*inputs, **keywords)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def batch_size(values: Iterable[Any]) -> int:
+    return next((int(value.shape[0]) for value in values if isinstance(value, torch.Tensor) and value.dim()), 0)
+
+
+def modes_of(module: torch.nn.Module) -> Modes:
+    return {
+        name: (bool(getattr(part, "training", False)), getattr(part, "track_running_stats", None))
+        for name, part in module.named_modules()
+    }
+
+
+def set_modes(module: torch.nn.Module, modes: Modes) -> None:
+    """Puts each module into the mode in which it was seen, past any train() that a class may have overridden."""
+    for name, part in module.named_modules():
+        if name not in modes:
+            continue
+        training, tracking = modes[name]
+        if getattr(part, "training", training) != training:
+            part.training = training
+        if tracking is not None and getattr(part, "track_running_stats", tracking) != tracking:
+            part.track_running_stats = tracking
+
+
+# -- the user's evaluation
+
+
+def run_evaluator(evaluator: Evaluator, model: Any, batches: Iterator[Any]) -> Any:
+    """Calls it as `function(model, batches)`, or `function(model)` if it takes one argument."""
+    name = getattr(evaluator, "__name__", type(evaluator).__name__)
+    try:
+        parameters = list(inspect.signature(evaluator).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    takes_batches = len(positional) != 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return evaluator(model, batches) if takes_batches else evaluator(model)
+    except (Exception, SystemExit) as error:
+        raise ModelError(
+            f"the evaluation {quoted(name)} fails: {type(error).__name__}: {error}",
+            "It is called as function(model, batches) or function(model); batches yields what --data holds.",
+        ) from error
+
+
+def metrics_of(returned: Any) -> dict[str, float]:
+    """The numbers that an evaluation returned, by name; one number alone is called "result"."""
+    if isinstance(returned, dict):
+        found = {str(name): number_of(value) for name, value in returned.items()}
+        return {name: value for name, value in found.items() if value is not None}
+    value = number_of(returned)
+    return {} if value is None else {"result": value}
+
+
+def number_of(value: Any) -> float | None:
+    if isinstance(value, torch.Tensor):
+        return float(value) if value.numel() == 1 else None
+    if isinstance(value, (bool, int, float)):
+        return float(value)
+    return float(value.item()) if hasattr(value, "item") and getattr(value, "size", 0) == 1 else None

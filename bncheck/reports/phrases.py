@@ -1,0 +1,125 @@
+"""What several formats say in the same words: where a finding is, what is alike said once.
+
+Names, paths and messages may hold anything that a file holds. All that comes from here is printable: control
+characters, directional marks and lone surrogates are spelled out. What else a format would obey, it escapes itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bncheck.findings import Finding, Severity, Suppressed, Undecided, Verdict
+from bncheck.reports.text import escaped
+from bncheck.wording import LONGEST_NAME, count, few
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from bncheck.findings import Report, Run
+
+NO_LAYER = "there is no BatchNorm layer to judge"
+THE_MODULE = "(the module itself)"  # where a layer has no name
+
+
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """Findings of one rule that are mended in the same way."""
+
+    rule: str
+    severity: Severity
+    fix: str
+    where: str  # empty for the file as a whole
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A reason for which rules could not be decided."""
+
+    rules: tuple[str, ...]
+    where: str  # empty for every layer, or for the file as a whole
+    reason: str
+
+
+def place(said: Finding | Undecided) -> str:
+    """`layer1.bn`, `ema: layer1.bn`, `ema`; empty for the file as a whole."""
+    group = shortened(said.group or "")
+    if said.layer is None:
+        return group
+    layer = shortened(said.layer) or THE_MODULE
+    return f"{group}: {layer}" if group else layer
+
+
+def shortened(name: str) -> str:
+    """A printable name, cut where it is longer than any real one."""
+    return escaped(name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}...")
+
+
+def path_from_here(subject: str) -> Path:
+    """The path as it is below the current directory, and as it was given where it is not."""
+    path = Path(subject)
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_absolute() and path.is_relative_to(here) else path
+
+
+def shown_path(subject: str) -> str:
+    return escaped(path_from_here(subject).as_posix())
+
+
+def worst_first(findings: Iterable[Finding]) -> list[Alike]:
+    """The findings, folded by rule, severity and fix, so that fifty layers do not say the same fifty times."""
+    folded: defaultdict[tuple[str, Severity, str], list[Finding]] = defaultdict(list)
+    for finding in findings:
+        folded[finding.rule, finding.severity, finding.fix].append(finding)
+    order = sorted(folded.items(), key=lambda item: -list(Severity).index(item[0][1]))
+    return [
+        Alike(escaped(rule), severity, escaped(fix), places(same), messages(same))
+        for (rule, severity, fix), same in order
+    ]
+
+
+def places(said: Iterable[Finding | Undecided]) -> str:
+    return few([named for named in map(place, said) if named])
+
+
+def messages(same: Iterable[Finding]) -> str:
+    """The first message, and how many others there are."""
+    first, *others = dict.fromkeys(escaped(finding.message) for finding in same)
+    return first + (f" (and {count(len(others), 'other message')})" if others else "")
+
+
+def open_questions(report: Report) -> list[Open]:
+    """What was not decided, each reason once."""
+    rules_of: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for rule, where, reason in undecided_rules(report):
+        rules_of[escaped(reason), where].append(escaped(rule))
+    return [Open(tuple(rules), where, reason) for (reason, where), rules in rules_of.items()]
+
+
+def undecided_rules(report: Report) -> Iterator[tuple[str, str, str]]:
+    """Rule, where, and reason; the place is empty where it is every layer."""
+    by_rule: defaultdict[tuple[str, str], list[Undecided]] = defaultdict(list)
+    for undecided in report.undecided:
+        by_rule[undecided.rule, undecided.reason].append(undecided)
+    for (rule, reason), same in by_rule.items():
+        everywhere = len(same) == len(report.layers) > 1
+        yield rule, "" if everywhere else places(same), reason
+
+
+def suppressed(said: Suppressed) -> tuple[str, str, str, str]:
+    """Rule, place, message and reason."""
+    finding = said.finding
+    return escaped(finding.rule), place(finding), escaped(finding.message), escaped(said.reason)
+
+
+def totals(run: Run) -> str:
+    """`3 inputs: 1 passed, 1 failed, 1 not read`."""
+    verdicts = Counter(report.verdict for report in run.reports if not report.error)
+    parts = [f"{verdicts[verdict]:,} {verdict.value}" for verdict in Verdict if verdicts[verdict]]
+    unreadable = sum(1 for report in run.reports if report.error)
+    if unreadable:
+        parts.append(f"{unreadable:,} not read")
+    return f"{count(len(run.reports), 'input')}: {', '.join(parts) or 'nothing done'}"

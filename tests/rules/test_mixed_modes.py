@@ -1,0 +1,120 @@
+"""Some layers train, others do not."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import nn
+
+from bncheck.diagnosis import diagnose
+from bncheck.evaluation.live import live_group
+from bncheck.findings import CannotTell, Evidence
+from bncheck.rules.mixed_modes import RULE, blocks
+from bncheck.rules.saved_in_train_mode import RULE as SAVED_IN_TRAIN_MODE
+from bncheck.subjects import UNKNOWN, BatchNormLayer, Checkpoint, Group, StatisticsUse, stored
+from tests.rules.layers import answers, layer, of_state_dict, said
+
+TRAIN = {"training": stored(True)}
+BOTH = (SAVED_IN_TRAIN_MODE, RULE)
+NONE = {"running_mean": None, "running_var": None}
+
+QUIET: dict[str, tuple[BatchNormLayer, ...]] = {
+    "all in eval mode": (layer("a"), layer("b")),
+    "all in train mode has a rule of its own": (layer("a", **TRAIN), layer("b", **TRAIN)),
+    "a layer without statistics ignores the mode": (layer("a"), layer("b", **TRAIN, **NONE)),
+    "a frozen layer ignores the mode": (layer("a"), layer("b", use=StatisticsUse.FROZEN, **TRAIN)),
+    "in a graph, saved-in-train-mode speaks": (layer("a", baked=True), layer("b", baked=True, **TRAIN)),
+    "one layer of a state_dict": (of_state_dict("a"),),
+    "no layer": (),
+}
+
+FIRES: dict[str, tuple[tuple[BatchNormLayer, ...], list[str], str]] = {
+    "a frozen stem": (
+        (layer("stem.bn"), layer("block.bn1", **TRAIN), layer("block.bn2", **TRAIN)),
+        ["block.bn1", "block.bn2"],
+        "train mode: block (2 layers); eval mode: stem (1 layer)",
+    ),
+    "eval() did not reach a layer": (
+        (layer("net.a.bn1"), layer("net.a.bn2", **TRAIN), layer("net.b.bn")),
+        ["net.a.bn2"],
+        "train mode: net.a.bn2 (1 layer); eval mode: net.a.bn1 (1 layer), net.b (1 layer)",
+    ),
+    "a layer whose tracking was switched off still asks for its mode": (
+        (layer("a"), layer("b", track_running_stats=stored(False), **TRAIN)),
+        ["b"],
+        "train mode: b (1 layer); eval mode: a (1 layer)",
+    ),
+    "the known layers are mixed": (
+        (layer("a"), layer("b", **TRAIN), layer("c", training=UNKNOWN)),
+        ["b"],
+        "train mode: b (1 layer); eval mode: a (1 layer)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_quiet(name: str) -> None:
+    assert answers(RULE, *QUIET[name]) == []
+
+
+@pytest.mark.parametrize("name", FIRES)
+def test_fires(name: str) -> None:
+    layers, in_train_mode, message = FIRES[name]
+    assert said(RULE, *layers) == [("warning", one) for one in in_train_mode]
+    evidence = answers(RULE, *layers)[0]
+    assert isinstance(evidence, Evidence)
+    assert message == evidence.message
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [(of_state_dict("a"), of_state_dict("b")), (layer("a"), layer("b"), layer("c", training=UNKNOWN))],
+    ids=["a state_dict", "the odd one may be the unknown one"],
+)
+def test_undecided(layers: Sequence[BatchNormLayer]) -> None:
+    assert answers(RULE, *layers) == [CannotTell("the file does not hold the mode", group="")]
+
+
+def test_each_group_is_judged_by_itself() -> None:
+    """A model in train mode beside its averaged copy in eval mode."""
+    groups = (Group("model", "module", {}, (layer("a", **TRAIN),)), Group("ema", "module", {}, (layer("a"),)))
+    assert RULE.checkpoint is not None
+    assert list(RULE.checkpoint(Checkpoint("model.pt", "torch.save", groups))) == []
+
+
+def test_blocks_are_the_shortest_names_that_tell_the_layers_apart() -> None:
+    names = ["conv1", "layer1.0.bn1", "layer1.0.bn2", "layer1.1.bn1", "layer4.0.bn1", "layer4.0.bn2", "layer4.1.bn"]
+    layers = [layer(name) for name in names]
+    assert blocks(layers[4:6], [*layers[:4], layers[6]]) == {"layer4.0": 2}
+    assert blocks(layers[:4], layers[4:]) == {"conv1": 1, "layer1": 3}
+    assert blocks([layer("a")], [layer("a.b")]) == {"a": 1}
+
+
+def network(**options: bool) -> nn.Sequential:
+    parts = [nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, **options)) for _ in range(3)]
+    return nn.Sequential(*parts).eval()
+
+
+def test_one_cause_is_told_once() -> None:
+    made = network()
+    made[2].train()
+    checkpoint = Checkpoint("model.pt", "torch.save", (live_group(made),))
+    assert [(f.rule, f.layer) for f in diagnose(checkpoint, None, BOTH).findings] == [("mixed-modes", "2.1")]
+
+
+def test_a_graph_of_mixed_modes_keeps_its_error() -> None:
+    group = Group("", "module", {}, (layer("a", baked=True), layer("b", baked=True, **TRAIN)))
+    report = diagnose(Checkpoint("model.pt2", "torch.export", (group,)), None, BOTH)
+    assert [(f.rule, f.severity.value, f.layer) for f in report.findings] == [("saved-in-train-mode", "error", "b")]
+
+
+def test_the_layers_in_train_mode_are_those_that_torch_rewrites() -> None:
+    made = network()
+    made[1].train()
+    found = [answer.layer.name for answer in answers(RULE, *live_group(made).layers) if answer.layer]
+    before = {name: buffer.clone() for name, buffer in made.named_buffers()}
+    made(torch.randn(4, 3, 5, 5))
+    changed = {name for name, buffer in made.named_buffers() if not torch.equal(before[name], buffer)}
+    assert changed == {
+        f"{name}.{part}" for name in found for part in ("running_mean", "running_var", "num_batches_tracked")
+    }

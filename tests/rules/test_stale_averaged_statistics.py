@@ -1,0 +1,303 @@
+"""Averaged weights and whose statistics they carry."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+
+from bncheck.checkpoints import read_checkpoint
+from bncheck.checkpoints.source import FileSource
+from bncheck.diagnosis import diagnose
+from bncheck.findings import Evidence, Severity
+from bncheck.matching import compare, parameter_change
+from bncheck.rules import RULES
+from bncheck.rules.stale_averaged_statistics import RULE
+from bncheck.subjects import BatchNormLayer, Checkpoint, Group, StatisticsUse, Tensor
+from tests.rules.layers import fresh, layer
+
+
+def group(name: str, *layers: BatchNormLayer, **tensors: Any) -> Group:
+    """A state_dict with these layers and other parameters; `__` in their names stands for a dot."""
+    held = {
+        key.replace("__", "."): Tensor("float32", np.shape(value), lambda value=value: np.asarray(value, np.float32))
+        for key, value in tensors.items()
+    }
+    return Group(name, "state_dict", held, tuple(replace(one, group=name) for one in layers))
+
+
+def file(*groups: Group, steps: int | None = None) -> Checkpoint:
+    return Checkpoint("model.pt", "torch.save", groups, facts={} if steps is None else {"optimizer_steps": steps})
+
+
+MOVED = {"weight": [1.1, 0.8, 1.0, 0.75], "bias": [0.1, 0.1, -0.1, 0.3]}
+OWN = {"running_mean": [0.2, -0.1, 0.3, 0.1], "running_var": [0.6, 1.4, 2.1, 1.0]}
+HALF = {"running_mean": np.float16([0.1, -0.2, 0.3, 0.0]), "running_var": np.float16([0.5, 1.5, 2.0, 1.0])}
+MODEL = group("model", layer("a"), layer("b"))
+
+QUIET: dict[str, Checkpoint] = {
+    "one set of weights": file(MODEL),
+    "an average with buffers of its own": file(
+        MODEL, group("ema", layer("a", **MOVED, **OWN), layer("b", **MOVED, **OWN))
+    ),
+    "an average that has just started": file(MODEL, group("ema", layer("a"), layer("b"))),
+    "the same weights in half precision": file(
+        MODEL, group("ema", *(layer(n, dtype="float16", **HALF, weight=np.float16([1.0, 0.9, 1.1, 0.7])) for n in "ab"))
+    ),
+    "an average in half precision, as Ultralytics saves it": file(
+        MODEL, group("ema", *(layer(n, **MOVED, **OWN, dtype="float16", num_batches_tracked=1) for n in "ab"))
+    ),
+    "a frozen backbone below an average that is right": file(
+        MODEL, group("ema", layer("a", weight=[1, 1, 1, 1]), layer("b", **MOVED, **OWN))
+    ),
+    "BatchNorm that was in eval mode from the start": file(
+        group("model", layer("a", num_batches_tracked=0)), group("ema", layer("a", num_batches_tracked=0, **MOVED))
+    ),
+    "BatchNorm that counts less than the optimizer": file(
+        group("model", layer("a")), group("ema", layer("a", **MOVED)), steps=2000
+    ),
+    "frozen layers": file(
+        group("model", layer("a", use=StatisticsUse.FROZEN)),
+        group("ema", layer("a", use=StatisticsUse.FROZEN, **MOVED)),
+    ),
+    "another network": file(MODEL, group("ema", layer("x", **MOVED), layer("b", **MOVED))),
+    "another width": file(
+        group("model", layer("a")),
+        group("ema", replace(layer("a"), running_mean=np.ones(2, np.float32), running_var=np.ones(2, np.float32))),
+    ),
+    "statistics that are not finite": file(
+        group("model", layer("a", running_var=np.nan)), group("ema", layer("a", running_var=np.nan, **MOVED))
+    ),
+    "no statistics": file(
+        group("model", layer("a", running_mean=None, running_var=None)), group("ema", layer("a", **MOVED))
+    ),
+    "both are new": file(group("model", fresh("a")), group("ema", fresh("a"))),
+    "two sets without a name: weights before training": file(MODEL, group("start", fresh("a"), fresh("b"))),
+    "two trained networks": file(MODEL, group("best", layer("a", **MOVED, **OWN), layer("b", **MOVED, **OWN))),
+    "three of them": file(MODEL, group("fold1", layer("a"), layer("b")), group("fold2", layer("a"), layer("b"))),
+    "a branch that pools": file(group("model", layer("branch1.conv.bn"), layer("branch_avg.conv.bn", **MOVED))),
+    "no groups": file(),
+}
+
+COPIED = "statistics are equal to theirs, in every bit: they were copied, and belong to other weights"
+
+FIRES: dict[str, tuple[Checkpoint, list[tuple[str, str | None, str | None]], str]] = {
+    "copied buffers": (
+        file(MODEL, group("ema", layer("a", **MOVED), layer("b", **MOVED))),
+        [("warning", None, "ema")],
+        f"the parameters of ema differ by 12.13% from those of model, but in 2 layers the {COPIED}",
+    ),
+    "copied to half precision": (
+        file(MODEL, group("ema", *(layer(n, dtype="float16", **HALF, **MOVED) for n in "ab"))),
+        [("warning", None, "ema")],
+        f"the parameters of ema differ by 12.11% from those of model, but in 2 layers the {COPIED}",
+    ),
+    "layers without parameters: the convolutions tell": (
+        file(
+            group("net", layer("a", weight=None, bias=None), conv__weight=np.ones((2, 2))),
+            group("net_ema", layer("a", weight=None, bias=None), conv__weight=np.full((2, 2), 1.01)),
+        ),
+        [("warning", None, "net_ema")],
+        f"the parameters of net_ema differ by 1.00% from those of net, but in 1 layer the {COPIED}",
+    ),
+    "AveragedModel, by its count": (
+        file(MODEL, group("second", layer("a", **MOVED), layer("b", **MOVED), n_averaged=3)),
+        [("warning", None, "second")],
+        f"the parameters of second differ by 12.13% from those of model, but in 2 layers the {COPIED}",
+    ),
+    "below a prefix": (
+        file(MODEL, group("swa", layer("net.a", **MOVED), layer("net.b", **MOVED))),
+        [("warning", None, "swa")],
+        f"the parameters of swa differ by 12.13% from those of model, but in 2 layers the {COPIED}",
+    ),
+    "with a frozen part": (
+        file(
+            group("model", layer("a", num_batches_tracked=0), layer("b")),
+            group("ema", layer("a", num_batches_tracked=0), layer("b", **MOVED)),
+        ),
+        [("warning", None, "ema")],
+        f"the parameters of ema differ by 8.57% from those of model, but in 1 layer the {COPIED}",
+    ),
+    "as modules of one state_dict, as Lightning saves them": (
+        file(
+            group(
+                "state_dict",
+                *(layer(f"model.{n}") for n in ("x.a", "y.b")),
+                *(layer(f"ema_model.module.{n}", **MOVED) for n in ("x.a", "y.b")),
+            )
+        ),
+        [("warning", None, "state_dict")],
+        "the parameters of state_dict.ema_model differ by 12.13% from those of state_dict, but in 2 layers the "
+        f"{COPIED}",
+    ),
+    "two sets whose names say nothing": (
+        file(MODEL, group("model2", layer("a", **MOVED), layer("b", **MOVED))),
+        [("warning", None, "model2")],
+        "the parameters of model2 differ by 12.13% from those of model, but in 2 layers the statistics are equal, in "
+        "every bit: they cannot belong to both",
+    ),
+    "an average of parameters only": (
+        file(MODEL, group("ema", fresh("a", **MOVED), fresh("b", **MOVED))),
+        [("error", "a", "ema"), ("error", "b", "ema")],
+        "running_mean is 0 and running_var is 1 in every channel, while model has statistics: the average never took "
+        "them over",
+    ),
+    "an average that was made and forgotten": (
+        file(MODEL, group("ema", fresh("a"), fresh("b"))),
+        [("error", "a", "ema"), ("error", "b", "ema")],
+        "running_mean is 0 and running_var is 1 in every channel, while model has statistics: the average never took "
+        "them over",
+    ),
+    "in the first group, under another name": (
+        file(group("g", fresh("a", **MOVED), fresh("b", **MOVED)), group("h", layer("a"), layer("b"))),
+        [("error", "a", "g"), ("error", "b", "g")],
+        "running_mean is 0 and running_var is 1 in every channel, while h has statistics: the average never took them "
+        "over",
+    ),
+}
+
+
+def answers(checkpoint: Checkpoint) -> Iterator[Evidence]:
+    assert RULE.checkpoint
+    for answer in RULE.checkpoint(checkpoint):
+        assert isinstance(answer, Evidence)
+        yield answer
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_quiet(name: str) -> None:
+    assert list(answers(QUIET[name])) == []
+
+
+@pytest.mark.parametrize("name", FIRES)
+def test_fires(name: str) -> None:
+    checkpoint, expected, message = FIRES[name]
+    found = list(answers(checkpoint))
+    where = [
+        ((e.severity or RULE.severity).value, e.layer and e.layer.name, e.layer.group if e.layer else e.group)
+        for e in found
+    ]
+    assert expected == where
+    assert message == found[0].message
+
+
+def test_that_an_average_has_initial_statistics_is_told_once() -> None:
+    found = diagnose(FIRES["an average of parameters only"][0], Severity.ERROR, RULES).findings
+    told = [finding.rule for finding in found if finding.severity is Severity.ERROR]
+    assert told == ["stale-averaged-statistics"] * 2
+
+
+def test_a_comparison_sorts_the_layers() -> None:
+    names = ("copied", "initial", "different", "both_initial")
+    raw = group("model", *(layer(name) for name in names[:3]), fresh(names[3]))
+    averaged = group("ema", layer("copied"), fresh("initial"), layer("different", **OWN), fresh(names[3]))
+    found = compare(raw, averaged)
+    assert found is not None
+    sorted_names = [[pair.second.name for pair in pairs] for pairs in (found.copied, found.initial, found.different)]
+    assert sorted_names == [["copied"], ["initial"], ["different"]]
+    assert compare(raw, group("ema", layer("other"))) is None
+
+
+def test_the_change_of_parameters_is_a_relative_norm() -> None:
+    first = group("a", layer("bn", weight=[3, 0, 0, 0], bias=[0, 4, 0, 0]))
+    second = group("b", layer("bn", weight=[3, 0, 0, 0.05], bias=[0, 4, 0, 0]))
+    assert parameter_change(first, second, 1e-3) == pytest.approx(0.01)
+    assert parameter_change(first, first, 1e-3) == 0.0
+    broken = group("c", layer("bn", weight=np.inf, bias=[0, 4, 0, 0]))
+    assert parameter_change(first, broken, 1e-3) == 0.0
+
+
+# -- averages as torch makes them
+
+
+class Net(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+
+
+def batches() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(8, 1, 7, 7, generator=generator) + 1 for _ in range(12)]
+
+
+def trained(average: Callable[[nn.Module], nn.Module], update: Callable[[Any, nn.Module], None]) -> dict[str, Any]:
+    """What a training loop saves that keeps an average of its weights."""
+    torch.manual_seed(0)
+    net = Net()
+    averaged = average(net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.2)
+    for images in batches():
+        optimizer.zero_grad()
+        torch.autograd.backward(net(images).relu().square().mean())
+        optimizer.step()
+        update(averaged, net)
+    return {"model": net.state_dict(), "ema": averaged.state_dict(), "averaged": averaged}
+
+
+def averaged_model(**options: Any) -> dict[str, Any]:
+    return trained(
+        lambda net: AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9), **options),
+        lambda averaged, net: averaged.update_parameters(net),
+    )
+
+
+@torch.no_grad()
+def average_entries(averaged: nn.Module, net: nn.Module, entries: Callable[[nn.Module], Any]) -> None:
+    for own, new in zip(entries(averaged), entries(net), strict=True):
+        if own.is_floating_point():
+            own.lerp_(new, 0.1)
+        else:
+            own.copy_(new)
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Callable[[dict[str, Any]], list[str]]:
+    def tell(saved: dict[str, Any]) -> list[str]:
+        saved.pop("averaged", None)
+        torch.save(saved, tmp_path / "last.pt")
+        with FileSource(tmp_path / "last.pt") as source:  # the rule reads convolutions when it needs them
+            return [(answer.severity or RULE.severity).value for answer in answers(read_checkpoint(source))]
+
+    return tell
+
+
+def test_averaged_model_copies_the_buffers(told: Callable[[dict[str, Any]], list[str]]) -> None:
+    assert told(averaged_model()) == ["warning"]
+
+
+def test_averaged_model_with_use_buffers_is_right(told: Callable[[dict[str, Any]], list[str]]) -> None:
+    assert told(averaged_model(use_buffers=True)) == []
+
+
+def test_update_bn_repairs_it(told: Callable[[dict[str, Any]], list[str]]) -> None:
+    saved = averaged_model()
+    update_bn(batches(), saved["averaged"])
+    saved["ema"] = saved["averaged"].state_dict()
+    assert told(saved) == []
+
+
+def test_an_average_of_parameters_only_keeps_initial_statistics(told: Callable[[dict[str, Any]], list[str]]) -> None:
+    saved = trained(copy.deepcopy, lambda own, net: average_entries(own, net, lambda module: module.parameters()))
+    assert told(saved) == ["error"] * 2
+
+
+def test_an_average_of_the_whole_state_dict_is_right(told: Callable[[dict[str, Any]], list[str]]) -> None:
+    """As timm has it."""
+    saved = trained(copy.deepcopy, lambda own, net: average_entries(own, net, lambda m: m.state_dict().values()))
+    assert told(saved) == []
+
+
+def test_one_network_at_two_places_is_quiet(told: Callable[[dict[str, Any]], list[str]]) -> None:
+    net = Net()
+    net(batches()[0])
+    assert told({"model": net.state_dict(), "ema": net.state_dict()}) == []
+    assert told({"model": net.state_dict(), "ema": copy.deepcopy(net).half().state_dict()}) == []
+    assert told({"model": net.state_dict(), "ema": copy.deepcopy(net).bfloat16().state_dict()}) == []

@@ -1,0 +1,52 @@
+"""Layers that belong to distributed training."""
+
+import copy
+
+import pytest
+import torch
+
+from bncheck.evaluation.live import live_group
+from bncheck.rules.sync_batchnorm import RULE
+from bncheck.subjects import BatchNormLayer, inferred, stored
+from tests.rules.layers import answers, layer, of_state_dict, said
+
+QUIET: dict[str, BatchNormLayer] = {
+    "BatchNorm2d": layer(),
+    "a state_dict names no class": of_state_dict(),
+    "FrozenBatchNorm2d": layer(kind=stored("FrozenBatchNorm2d")),
+    "BatchNormAct2d of timm": layer(kind=stored("BatchNormAct2d")),
+    "InPlaceABN": layer(kind=stored("InPlaceABN")),
+    "a graph remembers only the name": layer(kind=stored("SyncBatchNorm"), baked=True),
+    "what is inferred names no class": layer(kind=inferred("SyncBatchNorm")),
+    "a class that has nothing to do with it": layer(kind=stored("AsyncLoaderNorm")),
+}
+
+CLASSES = [
+    "SyncBatchNorm",
+    "NaiveSyncBatchNorm",
+    "NaiveSyncBatchNorm3d",
+    "SynchronizedBatchNorm2d",
+    "SyncBN",
+    "SyncBatchNormAct",
+    "InPlaceABNSync",
+    "BatchNorm2dSync",
+]
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_quiet(name: str) -> None:
+    assert answers(RULE, QUIET[name]) == []
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_fires(kind: str) -> None:
+    assert said(RULE, layer(kind=stored(kind))) == [("warning", "bn")]
+
+
+def test_a_converted_network() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)).eval()
+    converted = torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(network))
+    assert said(RULE, *live_group(network).layers) == []
+    assert said(RULE, *live_group(converted).layers) == [("warning", "1")]
+    images = torch.randn(2, 3, 4, 4)
+    assert torch.equal(network(images), converted(images)), "torch 2 runs it on the CPU, hence no error"

@@ -1,0 +1,54 @@
+"""The flag says no, the buffers are there."""
+
+import pytest
+import torch
+
+from bncheck.evaluation.live import live_group
+from bncheck.findings import Evidence
+from bncheck.rules.tracking_switched_off import RULE
+from bncheck.subjects import BatchNormLayer, StatisticsUse, inferred, stored
+from tests.rules.layers import answers, layer, of_state_dict, said
+
+OFF = {"track_running_stats": stored(False)}
+
+QUIET: dict[str, BatchNormLayer] = {
+    "a trained layer": layer(),
+    "a state_dict does not hold the flag": of_state_dict(),
+    "made without statistics": layer(running_mean=None, running_var=None, **OFF),
+    "no flag and no statistics": layer(running_mean=None, running_var=None, track_running_stats=inferred(False)),
+    "a frozen layer has no such flag": layer(use=StatisticsUse.FROZEN, **OFF),
+}
+
+FIRES: dict[str, BatchNormLayer] = {
+    "switched off in eval mode": layer(**OFF),
+    "switched off in train mode": layer(training=stored(True), **OFF),
+    "one of the two buffers": layer(running_mean=None, **OFF),
+    "buffers on the meta device": layer(
+        running_mean=None, running_var=None, without_data=("running_mean", "running_var"), **OFF
+    ),
+}
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_quiet(name: str) -> None:
+    assert answers(RULE, QUIET[name]) == []
+
+
+@pytest.mark.parametrize("name", FIRES)
+def test_fires(name: str) -> None:
+    assert said(RULE, FIRES[name]) == [("warning", "bn")]
+
+
+def test_torch_uses_the_buffers_in_eval_mode_and_leaves_them_alone_in_train_mode() -> None:
+    bn = torch.nn.BatchNorm2d(3)
+    bn(torch.randn(8, 3, 4, 4))
+    bn.track_running_stats = False
+    before = bn.running_mean.clone()
+    bn(torch.randn(8, 3, 4, 4) + 5)
+    assert torch.equal(before, bn.running_mean)
+    images = torch.randn(8, 3, 4, 4)
+    assert torch.equal(bn.eval()(images)[:1], bn(images[:1]))
+    [one] = live_group(bn).layers
+    [evidence] = answers(RULE, one)
+    assert isinstance(evidence, Evidence)
+    assert "running_mean and running_var are there" in evidence.message
