@@ -26,6 +26,8 @@ lint: $(VENV)/installed-dev  ## style, types
 
 bench: $(VENV)/installed-dev  ## speed and memory, as ratios within one run
 	$(BIN)/python tests/benchmarks/inspect_files.py
+	$(PIP) install -q fvcore==0.1.5.post20221221 || true  # its column is left out without it
+	$(BIN)/python tests/benchmarks/statistics_pass.py
 
 fuzz: $(VENV)/installed-dev  ## mutate files of every format and read them; COUNT=1000000 for a long turn
 	$(BIN)/python tests/fuzz/fuzz_readers.py --count $(COUNT) --seed 1

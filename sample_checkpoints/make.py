@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import importlib
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,9 @@ def make(folder: Path, rules: Collection[str] = ()) -> None:
 def save(made: object, path: Path) -> None:
     """A graph as torch.jit saves it, anything else as torch.save does."""
     if isinstance(made, torch.jit.ScriptModule):
-        torch.jit.save(made, path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is old, and still released
+            torch.jit.save(made, path)
     else:
         torch.save(made, path)
 

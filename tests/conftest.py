@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -15,6 +16,10 @@ from bncheck.checkpoints import read_checkpoint
 from bncheck.checkpoints.source import FileSource
 from bncheck.subjects import Checkpoint
 from tests.real_checkpoints import fetch
+
+# Two workers with two threads each on two cores wait for each other; subprocesses take it from the environment.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from bncheck.evaluation.models import architecture
 from bncheck.findings import Report, Severity, Verdict
 from bncheck.inspection import inspect_file
-from bncheck.rules import RULES
+from bncheck.rules import INSPECT_RULES, RULES
+from bncheck.selection import chosen
 from sample_checkpoints import make, training
 from sample_checkpoints.network import LAYERS, DigitNet
 
@@ -21,8 +24,9 @@ SAMPLES = Path(make.__file__).parent
 HEALTHY = ("healthy.pt", "healthy.safetensors", "healthy_module.pt")
 
 
-def inspect(path: Path) -> Report:
-    report = inspect_file(path, Severity.ERROR)
+def inspect(path: Path, model: str | None = None, *, deep: bool = False) -> Report:
+    complete = architecture(model, [], []) if model else None
+    report = inspect_file(path, Severity.ERROR, complete=complete, rules=chosen(INSPECT_RULES, deep=deep))
     assert report.error is None
     return report
 
@@ -32,8 +36,12 @@ def sample_names(folder: Path) -> list[str]:
 
 
 def findings(path: Path) -> list[tuple[str, str, str | None]]:
-    """Rule, severity and layer; sorted, since the order of layers is that of the file."""
-    found = inspect(path).findings
+    """Rule, severity and layer; sorted, since the order of layers is that of the file.
+
+    A defect that shows with an option alone says so: `MODEL` for --model, `DEEP` for --deep.
+    """
+    defect = make.DEFECTS.get(path.stem)
+    found = inspect(path, getattr(defect, "MODEL", None), deep=getattr(defect, "DEEP", False)).findings
     return sorted(((f.rule, f.severity.value, f.layer) for f in found), key=str)
 
 
@@ -52,6 +60,10 @@ def structure(path: Path) -> object:
         from safetensors.torch import load_file
 
         state = load_file(path)
+    elif getattr(make.DEFECTS.get(path.stem), "SCRIPTED", False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is old, and still released
+            state = torch.jit.load(path).state_dict()
     else:
         held = torch.load(path, weights_only=False)
         state = held.state_dict() if isinstance(held, torch.nn.Module) else held.get("state_dict", held)

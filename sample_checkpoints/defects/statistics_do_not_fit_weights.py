@@ -27,10 +27,9 @@ DECAY = 0.99
 LEARNING_RATE = 0.01
 EPOCHS = 8
 
-# By the usual rules, and by those of --deep.
-FINDS: list[tuple[str, str, str | None]] = []
-DEEP = True
-DEEP_FINDS = [("statistics-do-not-fit-weights", "note", "second.expand.1")]
+# The usual rules find nothing.
+DEEP = SCRIPTED = True
+FINDS = [("statistics-do-not-fit-weights", "note", "second.expand.1")]
 
 
 class InvertedResidual(nn.Module):
