@@ -3,6 +3,9 @@
     report = bncheck.inspect("model.pt")   # or a live nn.Module
     report.verdict, report.findings
 
+    with bncheck.guard(model):             # raises BatchNormDriftError if statistics move inside
+        evaluate(model)
+
 The functions are imported when they are first used: the command line needs none of them to start.
 """
 
@@ -10,17 +13,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bncheck.errors import BncheckError
+from bncheck.errors import BatchNormDriftError, BncheckError
 
 if TYPE_CHECKING:
-    from bncheck.api import inspect
+    from bncheck.api import diff, inspect, recalibrate
+    from bncheck.drift_guard import guard
 
-__all__ = ["BncheckError", "__version__", "inspect"]
+__all__ = ["BatchNormDriftError", "BncheckError", "__version__", "diff", "guard", "inspect", "recalibrate"]
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
+    if name == "guard":
+        from bncheck.drift_guard import guard
+
+        return guard
     if name in __all__:
         from bncheck import api
 

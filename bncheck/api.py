@@ -1,10 +1,10 @@
-"""The commands as Python functions: `bncheck.inspect(...)`."""
+"""The commands as Python functions: `bncheck.inspect(...)`, `bncheck.diff(...)`."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bncheck.checkpoints import find_checkpoints, read_checkpoint
 from bncheck.checkpoints.source import FileSource
@@ -15,11 +15,12 @@ from bncheck.rules import INSPECT_RULES
 from bncheck.selection import chosen
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
 
     from bncheck.findings import Report
+    from bncheck.subjects import Checkpoint
 
 
 def inspect(
@@ -54,3 +55,156 @@ def inspect(
         raise UsageError(f"{subject} holds {len(found)} checkpoints", "Inspect them one by one.")
     with FileSource(found[0]) as source:
         return diagnose(read_checkpoint(source), threshold, rules)
+
+
+def diff(
+    before: str | os.PathLike[str] | torch.nn.Module,
+    after: str | os.PathLike[str] | torch.nn.Module,
+    *,
+    fail_on: str | None = "error",
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    before_group: Sequence[str] = (),
+    after_group: Sequence[str] = (),
+    map: Mapping[str, str] | None = None,
+) -> Report:
+    """What `bncheck diff` says happened between two checkpoints, or live modules.
+
+    Args:
+        before, after: paths of checkpoints, which are read and never run; or modules, which are only looked at.
+        fail_on: the severity from which on a finding makes the verdict FAILED: "error", "warning", "note"; None for
+            never.
+        select: ids or globs of the only rules to ask.
+        ignore: ids or globs of rules to leave out.
+        before_group, after_group: globs for the state dicts of either file that are compared; empty for all.
+        map: what names begin with in `before`, and in its place in `after`; None to find it.
+
+    Raises:
+        BncheckError: a file cannot be read, they have no layer in common, or an argument is wrong.
+    """
+    from contextlib import ExitStack
+
+    from bncheck.comparing import compare
+    from bncheck.rules import DIFF_RULES
+
+    rules = chosen(DIFF_RULES, select, ignore)
+    with ExitStack() as open_files:
+
+        def read(subject: str | os.PathLike[str] | torch.nn.Module) -> Checkpoint:
+            if not isinstance(subject, (str, os.PathLike)):
+                from bncheck.evaluation.live import live_checkpoint
+
+                return live_checkpoint(subject)
+            found = find_checkpoints(str(Path(subject)))
+            if len(found) > 1:
+                raise UsageError(f"{subject} holds {len(found)} checkpoints", "Compare them one by one.")
+            return read_checkpoint(open_files.enter_context(FileSource(found[0])))
+
+        return compare(
+            read(before),
+            read(after),
+            Severity(fail_on) if fail_on else None,
+            rules,
+            before_group,
+            after_group,
+            tuple((map or {}).items()),
+        )
+
+
+# The options of the command line that name a model and data, with their defaults.
+RUN_OPTIONS: dict[str, Any] = {
+    "model": None,
+    "model_arg": None,
+    "trust_pickle": False,
+    "group": None,
+    "main": None,
+    "python_path": None,
+    "device": "auto",
+    "dtype": None,
+    "threads": None,
+    "size": None,
+    "resize": None,
+    "mean": None,
+    "std": None,
+    "grayscale": False,
+    "channels_last": False,
+    "input_key": None,
+    "limit": None,
+    "batch_size": 32,
+    "workers": 2,
+    "skip_unreadable": False,
+}
+
+
+def recalibrate(
+    subject: str | os.PathLike[str] | torch.nn.Module,
+    data: object = None,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    from_: str | os.PathLike[str] | None = None,
+    method: str = "train",
+    variance: str = "within-batch",
+    layers: Sequence[str] = (),
+    keep_frozen: bool = True,
+    force: bool = False,
+    fail_on: str | None = "error",
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    **options: Any,
+) -> Report:
+    """Gives a checkpoint, or a live module, statistics that are estimated on data or copied from another checkpoint.
+
+    Args:
+        subject: the path of a checkpoint, which stays as it is; or a module, whose buffers get the new statistics, and
+            which is otherwise given back as it came.
+        data: what `--data` names, or batches: a list, a DataLoader, or a function that makes an iterable.
+        output: the new checkpoint; None to measure only. Not for a module.
+        from_: the checkpoint to copy from instead; nothing is run. Not for a module.
+        method: "train" or "sequential".
+        variance: "within-batch" or "pooled".
+        layers: globs of the only layers to change; empty for all.
+        keep_frozen: whether layers that are in eval mode while the rest of the module trains keep theirs.
+        force: whether an existing `output` is replaced.
+        fail_on: the severity from which on a finding makes the verdict FAILED; None for never.
+        select: ids or globs of the only rules to ask.
+        ignore: ids or globs of rules to leave out.
+        options: those of `bncheck recalibrate` that name a model and data: model, trust_pickle, batch_size, mean, ...
+
+    Raises:
+        BncheckError: the file, the model or the data fail, or an argument is wrong. Then nothing was written.
+    """
+    unknown = sorted(set(options) - set(RUN_OPTIONS))
+    if unknown:
+        raise TypeError(f"recalibrate() got an unexpected keyword argument {unknown[0]!r}")
+    if (data is None) == (from_ is None):
+        raise UsageError("statistics come from data or from another checkpoint", "Give one of the two: data or from_.")
+    from bncheck.repair import RepairOptions, copy_statistics, recalibrate_file, recalibrate_module
+
+    given = {**RUN_OPTIONS, **options, "data": data}
+    wanted = RepairOptions(
+        output=None if output is None else Path(output),
+        force=force,
+        group=given["group"],
+        layers=tuple(layers),
+        fail_on=Severity(fail_on) if fail_on else None,
+        select=tuple(select),
+        ignore=tuple(ignore),
+    )
+    is_path = isinstance(subject, (str, os.PathLike))
+    if from_ is not None and isinstance(subject, (str, os.PathLike)):
+        return copy_statistics(Path(subject), Path(from_), wanted)
+    if not is_path and (from_ is not None or output is not None):
+        raise UsageError("a live module has no file to write", "Give the path of a checkpoint, or leave out the files.")
+    from bncheck.evaluation.recalibration import Method, RecalibrationOptions, Variance
+
+    try:
+        estimation = RecalibrationOptions(Method(method), Variance(variance), tuple(layers), keep_frozen)
+    except ValueError as error:
+        raise UsageError(str(error), "Methods: train, sequential. Variances: within-batch, pooled.") from None
+    if isinstance(subject, (str, os.PathLike)):
+        return recalibrate_file(Path(subject), given, wanted, estimation)
+    from bncheck.evaluation.runnable import live_runnable
+    from bncheck.evaluation.session import load_data
+
+    runnable = live_runnable(subject)
+    return recalibrate_module(runnable, load_data(Path(), given, runnable), wanted, estimation)

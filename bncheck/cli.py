@@ -10,6 +10,7 @@ import functools
 import os
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, TextIO
 
@@ -18,25 +19,37 @@ import typer
 from bncheck import __version__, reports
 from bncheck.errors import BncheckError, UsageError
 from bncheck.options import (
+    AfterGroupOption,
     BatchSizeOption,
+    BeforeGroupOption,
     ChannelsLastOption,
+    ConfigOption,
     DataOption,
     DebugOption,
     DeviceOption,
+    DryRunOption,
     DtypeOption,
     EvaluatorOption,
     FailOn,
     FailOnOption,
+    ForceOption,
     FormatOption,
+    FromOption,
     GrayscaleOption,
     IgnoreOption,
     InputKeyOption,
+    KeepFrozenOption,
+    LayerOption,
     LimitOption,
     MainOption,
+    MapOption,
     MeanOption,
+    MethodName,
+    MethodOption,
     ModelArgOption,
     ModelFileArgument,
     ModelOption,
+    NewFileOption,
     NoColorOption,
     OneGroupOption,
     OutputOption,
@@ -49,6 +62,8 @@ from bncheck.options import (
     StdOption,
     ThreadsOption,
     TrustOption,
+    VarianceName,
+    VarianceOption,
     VerboseOption,
     WidthOption,
     WorkersOption,
@@ -214,6 +229,41 @@ def inspect(
     finish("inspect", examined, outputs)
 
 
+@command("diff")
+def diff(
+    before: Annotated[str, typer.Argument(metavar="BEFORE", help="The earlier checkpoint.")],
+    after: Annotated[
+        list[str], typer.Argument(metavar="AFTER...", help="The later one; or several, such as the ranks of a run.")
+    ],
+    before_group: BeforeGroupOption = None,
+    after_group: AfterGroupOption = None,
+    map: MapOption = None,
+    select: SelectOption = None,
+    ignore: IgnoreOption = None,
+    format: FormatOption = None,
+    output: OutputOption = None,
+    fail_on: FailOnOption = FailOn.ERROR,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    no_color: NoColorOption = False,
+    width: WidthOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Say what happened to the BatchNorm layers between two checkpoints, without running them."""
+    outputs = Outputs(format or [], output or [], Style(width, False if no_color else None, verbose, quiet))
+    with one_numpy_thread():
+        from bncheck.comparing import compare_paths, mapping_of
+        from bncheck.rules import DIFF_RULES
+        from bncheck.selection import chosen
+
+    rules = chosen(DIFF_RULES, select or (), ignore or ())
+    mapping = tuple(mapping_of(map or ()))
+    reports = compare_paths(
+        before, after, severity(fail_on), rules, before_group or (), after_group or (), mapping, debug=debug
+    )
+    finish("diff", reports, outputs)
+
+
 @command("drift")
 def drift(
     model_file: ModelFileArgument = None,
@@ -299,6 +349,80 @@ def repeat(
     run_on_data("repeat", locals())
 
 
+@command("recalibrate")
+def recalibrate(
+    model_file: ModelFileArgument = None,
+    data: DataOption = None,
+    output: NewFileOption = None,
+    from_: FromOption = None,
+    method: MethodOption = MethodName.TRAIN,
+    variance: VarianceOption = VarianceName.WITHIN_BATCH,
+    layer: LayerOption = None,
+    keep_frozen: KeepFrozenOption = True,
+    force: ForceOption = False,
+    dry_run: DryRunOption = False,
+    model: ModelOption = None,
+    model_arg: ModelArgOption = None,
+    trust_pickle: TrustOption = False,
+    group: OneGroupOption = None,
+    main: MainOption = None,
+    python_path: PythonPathOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+    size: SizeOption = None,
+    resize: ResizeOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    grayscale: GrayscaleOption = False,
+    channels_last: ChannelsLastOption = False,
+    input_key: InputKeyOption = None,
+    limit: LimitOption = None,
+    batch_size: BatchSizeOption = 32,
+    workers: WorkersOption = 2,
+    skip_unreadable: SkipOption = False,
+    select: SelectOption = None,
+    ignore: IgnoreOption = None,
+    format: FormatOption = None,
+    fail_on: FailOnOption = FailOn.ERROR,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    no_color: NoColorOption = False,
+    width: WidthOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write a new checkpoint whose statistics are estimated on data, or copied from another checkpoint."""
+    given = locals()
+    outputs = Outputs(format or [], [], Style(width, False if no_color else None, verbose, quiet))
+    with one_numpy_thread():
+        from bncheck.repair import RepairOptions, copy_statistics, recalibrate_file
+    if not model_file:
+        raise UsageError("no model is named", "bncheck recalibrate MODEL --data DIR --output NEW.")
+    if (data is None) == (from_ is None):
+        raise UsageError(
+            "statistics come from --data or from --from", "Give one of the two: --data DIR, or --from OTHER."
+        )
+    if (output is None) == (not dry_run):
+        raise UsageError("the new file is named by --output, or left out by --dry-run", "Give one of the two.")
+    options = RepairOptions(
+        output=output,
+        force=force,
+        group=group,
+        layers=tuple(layer or ()),
+        fail_on=severity(fail_on),
+        select=tuple(select or ()),
+        ignore=tuple(ignore or ()),
+    )
+    if from_ is not None:
+        finish("recalibrate", [copy_statistics(Path(model_file), from_, options)], outputs)
+    from bncheck.evaluation.recalibration import Method, RecalibrationOptions, Variance
+
+    estimation = RecalibrationOptions(Method(method.value), Variance(variance.value), tuple(layer or ()), keep_frozen)
+    with evaluation_progress("recalibrate") as progress:
+        report = recalibrate_file(Path(model_file), given, options, estimation, progress)
+    finish("recalibrate", [report], outputs)
+
+
 def run_on_data(name: str, given: dict[str, Any]) -> None:
     """`drift` and `repeat`: makes the model and the data, runs the probes, writes the report."""
     outputs = Outputs(
@@ -312,7 +436,8 @@ def run_on_data(name: str, given: dict[str, Any]) -> None:
 
     rules = chosen(DRIFT_RULES if name == "drift" else REPEAT_RULES, given["select"] or (), given["ignore"] or ())
     defaults = configured(Path.cwd())
-    path = given["model_file"] or defaults.checkpoint
+    configured_path = defaults["checkpoint"]
+    path = given["model_file"] or (configured_path if isinstance(configured_path, str) else None)
     if not path:
         raise UsageError("no model is named", f"bncheck {name} MODEL, or checkpoint = ... under [tool.bncheck].")
     if not given["data"]:
@@ -350,6 +475,118 @@ def evaluation_progress(name: str) -> Iterator[Callable[[int], None]]:
             bar.update(task, rate=bar.tasks[0].finished_speed or bar.tasks[0].speed or 0.0)
 
         yield advance
+
+
+@command("gate")
+def gate(
+    paths: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(
+            metavar="[PATH...]", help="Checkpoints. Default: those of the configuration.", show_default=False
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    data: DataOption = None,
+    reference: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--reference", metavar="FILE", help="A checkpoint to compare with."),
+    ] = None,
+    model: ModelOption = None,
+    trust_pickle: TrustOption = False,
+    evaluator: EvaluatorOption = None,
+    baseline: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--baseline", metavar="FILE", help="Findings that are known and do not count."),
+    ] = None,
+    write_baseline: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--write-baseline", metavar="FILE", help="Write what is found as the baseline, and pass."),
+    ] = None,
+    jobs: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--jobs", min=1, help="Processes that inspect files. Default: one for each core."),
+    ] = None,
+    select: SelectOption = None,
+    ignore: IgnoreOption = None,
+    format: FormatOption = None,
+    output: OutputOption = None,
+    fail_on: Annotated[
+        Optional[FailOn],  # noqa: UP045
+        typer.Option(
+            "--fail-on", help="Fail from this severity on. Default: fail-on of the configuration, or warning."
+        ),
+    ] = None,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    no_color: NoColorOption = False,
+    width: WidthOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Run every configured check on a release, and pass, fail, or say what keeps the gate from a verdict."""
+    outputs = Outputs(format or [], output or [], Style(width, False if no_color else None, verbose, quiet))
+    import datetime
+
+    with one_numpy_thread():
+        from bncheck import gating
+        from bncheck.config import configured
+        from bncheck.findings import Run
+        from bncheck.gate import gate_exit_code, gated, remarks
+        from bncheck.policy import policy_of
+        from bncheck.policy import write_baseline as write_known
+        from bncheck.rules import RULES
+
+    given = {
+        "data": data,
+        "reference": reference,
+        "model": model,
+        "trust-pickle": trust_pickle or None,
+        "evaluator": evaluator,
+        "baseline": baseline,
+        "select": select,
+        "ignore-rules": ignore,
+        "fail-on": fail_on.value if fail_on else None,
+    }
+    settings = configured(Path.cwd(), config).with_options(given)
+    policy = policy_of(settings, [rule.id for rule in RULES])
+    items = gating.checkpoints_of(settings, paths or [])
+    if not items:
+        raise UsageError("no checkpoint is named", "bncheck gate PATH, or checkpoint = ... under [tool.bncheck].")
+    today = datetime.date.today()
+    with evaluation_progress("gate") as progress:
+        found = list(gating.examined(items, settings, gating.processes(jobs), lambda check: progress))
+    if write_baseline:
+        write_known(write_baseline, found)
+        typer.echo(f"wrote {write_baseline}", err=True)
+        from bncheck.policy import read_baseline
+
+        policy = replace(policy, baseline=policy.baseline | read_baseline(str(write_baseline)))
+    reports = tuple(gated(report, policy, today) for report in found)
+    said = remarks(reports, policy, today)
+    code = gate_exit_code(reports)
+    outputs.write(Run("gate", reports, code, said))
+    raise typer.Exit(code)
+
+
+@command("config")
+def config(
+    config: ConfigOption = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of the configuration.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Show the configuration that is in effect, and where each value comes from."""
+    import json
+
+    from bncheck import config as settings
+
+    if schema:
+        typer.echo(json.dumps(settings.schema(), indent=2))
+        return
+    found = settings.configured(Path.cwd(), config)
+    typer.echo(f"# {found.path or 'no configuration: every value is a default'}")
+    for key in settings.KEYS:
+        value = found[key]
+        shown = "(none)" if value is None else json.dumps(value, default=str)
+        typer.echo(f"{key} = {shown}  # {found.origin(key)}")
 
 
 @command("rules")
@@ -472,12 +709,26 @@ class Outputs:
         """The report on stdout first, so that an unwritable file loses nothing."""
         if self.on_stdout:
             print_report(self.on_stdout, run, self.style)
+        if self.on_stdout is Format.GITHUB:
+            append_job_summary(run)
         for format_, path in self.files:
             try:
                 with path.open("w", encoding="utf-8") as out:
                     reports.write(format_, run, out, Style(self.style.width or 80, False, self.style.verbose))
             except OSError as error:
                 raise UsageError(f"{path} cannot be written: {error.strerror}", "Check the path of --output.") from None
+
+
+def append_job_summary(run: Run) -> None:
+    """Adds the Markdown report to the page of a job in GitHub Actions; without it, the verdict stands all the same."""
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    if not path:
+        return
+    try:
+        with Path(path).open("a", encoding="utf-8") as out:
+            reports.write(Format.MARKDOWN, run, out, Style())
+    except OSError as error:
+        complain(f"the job summary {path} cannot be written: {error.strerror}", "Check $GITHUB_STEP_SUMMARY.")
 
 
 def print_report(format_: Format, run: Run, style: Style) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from bncheck.errors import BncheckError
-    from bncheck.subjects import Array, BatchNormLayer, Checkpoint, Evaluation
+    from bncheck.subjects import Array, BatchNormLayer, Checkpoint, CheckpointPair, Evaluation
 
 HISTOGRAM_BINS = 8
 
@@ -80,6 +80,37 @@ def diagnose_evaluation(
         measurements=measurements_of(evaluation, channels=channels),
         rules=tuple(rule.id for rule, _ in asked),
         notes=evaluation.notes,
+        fail_on=fail_on,
+    )
+
+
+def diagnose_pair(pair: CheckpointPair, fail_on: Severity | None, rules: Sequence[Rule]) -> Report:
+    """The report on what happened between two checkpoints.
+
+    Its layers are those of the second; of the layers whose statistics it has not, those of the first.
+
+    Args:
+        pair: two checkpoints whose layers were matched.
+        fail_on: the severity from which on a finding fails it; None for never.
+        rules: those that are asked.
+    """
+    from bncheck.pairing import pair_numbers
+
+    layers = [change.after for change in pair.changes]
+    layers += [layer for group in pair.groups for layer in group.without_statistics]
+    asked = [(rule, rule.pair) for rule in rules if rule.pair]
+    findings, undecided = judged(((rule, check(pair)) for rule, check in asked), len(pair.changes))
+    formats = (pair.before.format, pair.after.format)
+    return Report(
+        subjects=(pair.before.source, pair.after.source),
+        format=formats[0] if len(set(formats)) == 1 else " -> ".join(formats),
+        verdict=gate.verdict(findings, bool(layers), fail_on),
+        layers=tuple(summarise(layer) for layer in layers),
+        findings=findings,
+        undecided=undecided,
+        measurements=pair_numbers(pair),
+        rules=tuple(rule.id for rule, _ in asked),
+        notes=pair.notes,
         fail_on=fail_on,
     )
 

@@ -1,5 +1,7 @@
 """What bncheck says instead of a traceback: one sentence, and a hint what to do."""
 
+from __future__ import annotations
+
 LONGEST = 600
 DAMAGED_HINT = "The file is truncated or damaged: copy, download or save it again."
 
@@ -29,3 +31,26 @@ class UnsupportedError(BncheckError):
 
 class ModelError(BncheckError):
     """The code that the user named with `--model` could not be loaded or run."""
+
+
+class BatchNormDriftError(BncheckError):
+    """Statistics of BatchNorm layers changed where they must not: see `bncheck.guard`.
+
+    `layers` has the names of all of them, `details` a line on each of the first.
+    """
+
+    def __init__(self, message: str, hint: str, layers: tuple[str, ...] = (), details: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint)
+        self.layers = layers
+        self.details = details
+
+    def __str__(self) -> str:
+        """All of it: this error is read in a traceback, where nobody prints the hint."""
+        lines = [f"  {line}" for line in self.details]
+        if self.details and len(self.layers) > len(self.details):
+            lines.append(f"  and {len(self.layers) - len(self.details):,} more")
+        return "\n".join([self.message, *lines, self.hint])
+
+    def __reduce__(self) -> tuple[type[BatchNormDriftError], tuple[str, str, tuple[str, ...], tuple[str, ...]]]:
+        """Processes hand errors on by pickling them."""
+        return type(self), (self.message, self.hint, self.layers, self.details)

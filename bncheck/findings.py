@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from bncheck.subjects import BatchNormLayer, Checkpoint, Evaluation
+from bncheck.subjects import BatchNormLayer, Checkpoint, CheckpointPair, Evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -54,9 +54,9 @@ class CannotTell:
 class Rule:
     """A defect that can be told from a subject.
 
-    `layer` judges one layer, `checkpoint` a whole file, `evaluation` a model that was run on data. `supersedes` names
-    the rules that are silent about a layer of which this one has spoken, so that one cause is told once. A `deep`
-    rule reads more of the file than the rest and is asked only on request.
+    `layer` judges one layer, `checkpoint` a whole file, `evaluation` a model that was run on data, `pair` what happened
+    between two files. `supersedes` names the rules that are silent about a layer of which this one has spoken, so that
+    one cause is told once. A `deep` rule reads more of the file than the rest and is asked only on request.
     """
 
     id: str
@@ -66,6 +66,7 @@ class Rule:
     layer: Callable[[BatchNormLayer], Iterable[Evidence | CannotTell]] | None = None
     checkpoint: Callable[[Checkpoint], Iterable[Evidence | CannotTell]] | None = None
     evaluation: Callable[[Evaluation], Iterable[Evidence | CannotTell]] | None = None
+    pair: Callable[[CheckpointPair], Iterable[Evidence | CannotTell]] | None = None
     supersedes: tuple[str, ...] = ()
     deep: bool = False
 
@@ -152,12 +153,30 @@ class Problem:
     hint: str
 
 
+def fingerprint(finding: Finding) -> str:
+    """Tells a finding from any other of its file, and is the same when the file is renamed or written anew."""
+    import hashlib
+    import json
+
+    told_apart_by = json.dumps([finding.rule, finding.group or "", finding.layer])
+    return hashlib.sha256(told_apart_by.encode("ascii")).hexdigest()[:16]
+
+
 @dataclass(frozen=True, slots=True)
 class Suppressed:
     """A finding that the team has decided to live with, and why."""
 
     finding: Finding
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A part of the gate: what it ran, or why it was left out."""
+
+    name: str
+    done: bool
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +197,19 @@ class Report:
     notes: tuple[str, ...] = ()
     suppressed: tuple[Suppressed, ...] = ()  # not among the findings
     fail_on: Severity | None = Severity.ERROR  # a finding of this severity or above fails the subject; None: none does
+    checks: tuple[Check, ...] = ()  # of the gate
+
+    def __str__(self) -> str:
+        """The text report, as `print(report)` shows it."""
+        from bncheck.reports.printed import as_text
+
+        return as_text(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from bncheck.reports.html import as_html
+
+        return as_html(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,3 +219,4 @@ class Run:
     command: str
     reports: tuple[Report, ...]
     exit_code: int
+    remarks: tuple[str, ...] = ()  # on the policy of the gate: what it names and does nothing

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from bncheck.subjects import Array, BatchNormLayer, Group, Tensor
 
 # Of the tensors beside the BatchNorm layers, this many are read to tell whether parameters differ, none larger than
-# this: a float32 convolution of 16 MiB.
+# this, which is also the most that a reader gives at once: a float32 convolution of 4 MiB.
 MOST_READ = 8
-LARGEST_READ = 2**22
+LARGEST_READ = 2**20
 FROM_COARSE_TO_FINE = ("bfloat16", "float16", "float32", "float64")
 
 

@@ -29,6 +29,7 @@ def measurements_of(evaluation: Evaluation, *, channels: bool = False) -> dict[s
         "artefact": evaluation.artefact,
         "watched": evaluation.watched,
         "data": dict(evaluation.data),
+        "not_measured": dict(evaluation.unable),
     }
     if evaluation.repeat is None:
         found["in_distribution"] = evaluation.in_distribution

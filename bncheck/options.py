@@ -45,6 +45,22 @@ WidthOption = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--width", min=40, help="Columns of the text report. Default: those of the terminal, else 80."),
 ]
+BeforeGroupOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--before-group", metavar="GLOB", help="Only these state dicts of the first file; may repeat."),
+]
+AfterGroupOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--after-group", metavar="GLOB", help="Only these state dicts of the others; may repeat."),
+]
+MapOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--map",
+        metavar="FROM=TO",
+        help="Names that begin with FROM in the first file begin with TO in the others; may repeat.",
+    ),
+]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 # What names a model.
@@ -137,3 +153,60 @@ WorkersOption = Annotated[int, typer.Option("--workers", min=0, help="Threads th
 SkipOption = Annotated[
     bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read, and count them.")
 ]
+
+ConfigOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--config", metavar="FILE", help="Default: bncheck.toml or pyproject.toml, here or in a folder above."
+    ),
+]
+
+
+# -- what repairs a checkpoint
+
+
+class MethodName(Enum):
+    """How statistics are estimated."""
+
+    TRAIN = "train"
+    SEQUENTIAL = "sequential"
+
+
+class VarianceName(Enum):
+    """Which variance is written."""
+
+    WITHIN_BATCH = "within-batch"
+    POOLED = "pooled"
+
+
+NewFileOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--output", "-o", metavar="NEW", help="The new checkpoint; of one in several files, a new folder."),
+]
+FromOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--from", metavar="OTHER", help="Copy the statistics of this checkpoint; nothing is run."),
+]
+MethodOption = Annotated[
+    MethodName,
+    typer.Option(
+        "--method",
+        help="train: one pass that normalises by the batch. sequential: passes in eval mode, until nothing moves.",
+    ),
+]
+VarianceOption = Annotated[
+    VarianceName,
+    typer.Option("--variance", help="within-batch, what running_var follows in training, or that of all samples."),
+]
+LayerOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--layer", metavar="GLOB", help="Only layers of this name; may repeat."),
+]
+KeepFrozenOption = Annotated[
+    bool,
+    typer.Option(
+        "--keep-frozen/--no-keep-frozen", help="Keep layers that a module holds in eval mode while the rest trains."
+    ),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what NEW names. The input is never replaced.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and write nothing.")]

@@ -90,6 +90,8 @@ class Tensor:
     dtype: str  # PyTorch's name, "float32"
     shape: tuple[int, ...]
     read: Callable[[], Array] | None
+    # Elements from the first number to the second, in the order of C, flat; None where only all can be read at once.
+    part: Callable[[int, int], Array] | None = None
 
     @property
     def size(self) -> int:
@@ -254,6 +256,55 @@ class Checkpoint:
         return tuple(layer for group in self.groups for layer in group.layers)
 
 
+# -- what happened between two checkpoints
+
+
+@dataclass(frozen=True, slots=True)
+class LayerChange:
+    """A layer that two checkpoints hold, and what differs; equal means in every bit, as far as the coarser dtype tells.
+
+    `same_parameters` is about weight, bias and what feeds the layer; None where nothing could be compared.
+    `same_statistics` and `shift` are None where one has no statistics, or of another length; `shift` is NaN in the
+    channels that are not finite in one of the two.
+    """
+
+    before: BatchNormLayer
+    after: BatchNormLayer
+    same_parameters: bool | None
+    fed_by: tuple[str, ...]  # tensors of `before` that were compared with those of `after`
+    same_statistics: bool | None
+    shift: Shift | None
+    broken: int  # channels that were finite before and are not after
+    counter_change: int | None  # of num_batches_tracked; None where one is not kept, or too coarse
+    settings: Mapping[str, tuple[object, object]]  # those that are known of both and differ: before, after
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPair:
+    """Two groups of one network, both narrowed to the layers that they share; `changes` in the order of `before`."""
+
+    before: Group
+    after: Group
+    changes: tuple[LayerChange, ...]
+    # Layers of `before` whose weight or bias `after` holds, but no statistics.
+    without_statistics: tuple[BatchNormLayer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointPair:
+    """Two checkpoints whose layers were matched by name. `several`: it is one pair of many, as the ranks of a run."""
+
+    before: Checkpoint
+    after: Checkpoint
+    groups: tuple[GroupPair, ...]
+    several: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def changes(self) -> tuple[LayerChange, ...]:
+        return tuple(change for group in self.groups for change in group.changes)
+
+
 # -- a model that was run on data
 
 
@@ -298,6 +349,7 @@ class EvaluatedLayer:
     layer: BatchNormLayer
     called: int | None = None  # forwards that reached it in one pass over the data; None where nobody could count
     training: bool | None = None  # its mode when the watched evaluation called the model
+    untracked: bool = False  # it was called in train mode with track_running_stats off: by the batch, without a trace
     moved: bool | None = None
     updates: int | None = None
     broken: int = 0  # channels whose statistics became NaN or infinite

@@ -33,6 +33,11 @@ DEFECTS: dict[str, Any] = {
     path.stem.replace("_", "-"): importlib.import_module(f"sample_checkpoints.defects.{path.stem}")
     for path in sorted((FOLDER / "defects").glob("[!_]*.py"))
 }
+# Stories of two checkpoints: before.pt and after.pt in a folder.
+PAIRS: dict[str, Any] = {
+    path.stem.replace("_", "-"): importlib.import_module(f"sample_checkpoints.pairs.{path.stem}")
+    for path in sorted((FOLDER / "pairs").glob("[!_]*.py"))
+}
 
 
 def make(folder: Path, rules: Collection[str] = ()) -> None:
@@ -49,10 +54,16 @@ def make(folder: Path, rules: Collection[str] = ()) -> None:
         torch.save(trained.state_dict(), folder / "healthy.pt")
         torch.save(trained, folder / "healthy_module.pt")
         (folder / "healthy.safetensors").write_bytes(to_safetensors(trained.state_dict()))
-    for rule in rules or DEFECTS:
+        torch.save(reset(copy.deepcopy(trained)).state_dict(), folder / "reset-statistics.pt")
+    for rule in [rule for rule in DEFECTS if not rules or rule in rules]:
         save(DEFECTS[rule].make(copy.deepcopy(trained), training), folder / f"{rule}.pt")
+    for rule in [rule for rule in PAIRS if not rules or rule in rules]:
+        (folder / rule).mkdir(exist_ok=True)
+        for name, made in zip(("before", "after"), PAIRS[rule].make(copy.deepcopy(trained), training), strict=True):
+            save(made, folder / rule / f"{name}.pt")
     right = accuracy(trained, held_out)
-    print(f"{len(rules or DEFECTS)} defects in {folder}; the healthy network reads {right:.1%} of {HELD_OUT} images")
+    stories = len(rules or {**DEFECTS, **PAIRS})
+    print(f"{stories} defects in {folder}; the healthy network reads {right:.1%} of {HELD_OUT} images")
 
 
 def save(made: object, path: Path) -> None:
@@ -66,8 +77,8 @@ def save(made: object, path: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    rules = [argument for argument in arguments if argument in DEFECTS]
-    folders = [Path(argument) for argument in arguments if argument not in DEFECTS]
+    rules = [argument for argument in arguments if argument in {**DEFECTS, **PAIRS}]
+    folders = [Path(argument) for argument in arguments if argument not in rules]
     make(folders[0] if folders else FOLDER, rules)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torch import nn
+from torch.nn import functional
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,3 +66,28 @@ class DigitNet(nn.Module):
         features = self.top(self.reduce(self.block(self.stem(images))))
         scores: Tensor = self.classifier(self.pool(features).flatten(1))
         return scores
+
+
+# -- classifiers with a flaw in their forward, for the defects that only a run shows
+
+
+class ForgetfulClassifier(nn.Linear):
+    """Dropout as a function, which is active unless it is told the mode."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(functional.dropout(features, 0.2))
+
+
+class CenteredClassifier(nn.Linear):
+    """Takes the average over the batch off the features: dimension 0, where the features of one image were meant."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features - features.mean(0, keepdim=True))
+
+
+class ProbabilityClassifier(nn.Linear):
+    """Gives probabilities by a softmax of its own, which does not subtract the largest score before exp()."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        exponentials = super().forward(features).exp()
+        return exponentials / exponentials.sum(1, keepdim=True)

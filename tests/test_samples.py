@@ -22,6 +22,7 @@ from sample_checkpoints.network import LAYERS, DigitNet
 
 SAMPLES = Path(make.__file__).parent
 HEALTHY = ("healthy.pt", "healthy.safetensors", "healthy_module.pt")
+TO_REPAIR = ("reset-statistics.pt",)
 
 
 def inspect(path: Path, model: str | None = None, *, deep: bool = False) -> Report:
@@ -79,7 +80,7 @@ def healthy_accuracy(folder: Path) -> float:
 def test_there_is_one_sample_for_every_rule_and_one_rule_for_every_sample() -> None:
     rules = sorted(rule.id for rule in RULES)
     assert rules == sorted(make.DEFECTS)
-    assert sorted([*HEALTHY, *(f"{rule}.pt" for rule in rules)]) == sample_names(SAMPLES)
+    assert sorted([*HEALTHY, *TO_REPAIR, *(f"{rule}.pt" for rule in rules)]) == sample_names(SAMPLES)
 
 
 @pytest.mark.parametrize("rule", sorted(make.DEFECTS))

@@ -11,8 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bncheck.checkpoints.limits import HINT
-from bncheck.checkpoints.tensors import MAX_ELEMENTS
+from bncheck.checkpoints.limits import HINT, largest_tensor
 from bncheck.errors import UnreadableError
 from bncheck.subjects import Connection
 
@@ -93,7 +92,7 @@ class Joined:
         left = MAX_WEIGHTS
         made = []
         for trail, after in self.pairs:
-            if self.calls[after] != 1 or trail.weight is None or trail.weight.size > MAX_ELEMENTS:
+            if self.calls[after] != 1 or trail.weight is None or trail.weight.size > largest_tensor():
                 continue
             left -= trail.weight.size
             if left < 0:

@@ -11,9 +11,10 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from bncheck.checkpoints.contents import groups_of
+from bncheck.checkpoints.limits import largest_tensor
 from bncheck.checkpoints.pickles import MAX_BYTES, MAX_OPCODES, Dictionary, Global, Object, Unhashable, read_pickle
 from bncheck.checkpoints.source import Part
-from bncheck.checkpoints.tensors import MAX_DIMENSIONS, MAX_ELEMENTS, is_count
+from bncheck.checkpoints.tensors import MAX_DIMENSIONS, is_count
 from bncheck.checkpoints.torch_objects import CONSTRUCTORS, StorageRecord, TensorRecord, storage_of
 from bncheck.checkpoints.torch_zip import Storages, root_of
 from bncheck.checkpoints.zip_archive import LOCAL_MAGIC, ZipArchive
@@ -190,7 +191,7 @@ class Folder:
 
         if 0 in shape:
             return np.zeros(0, dtype=np.float32)
-        if Tensor(dtype, shape, None).size > MAX_ELEMENTS:
+        if Tensor(dtype, shape, None).size > largest_tensor():
             raise UnreadableError(
                 f"{label} has more elements than a per-channel tensor has", "Check what the file holds."
             )

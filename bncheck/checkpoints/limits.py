@@ -23,6 +23,9 @@ MAX_STEPS = 1_000_000
 # "backbone.layer4.2.bn3" and its like.
 LONGEST_PATH = 4_096
 
+# Elements of one tensor that is read: more than any per-channel tensor has.
+LARGEST_TENSOR = 2**20
+
 HINT = "No model is saved like this: check what the file holds."
 
 
@@ -69,3 +72,21 @@ def limits_for(name: str) -> Iterator[None]:
         yield
     finally:
         CURRENT.reset(token)
+
+
+LARGEST: ContextVar[int] = ContextVar("largest tensor", default=LARGEST_TENSOR)
+
+
+def largest_tensor() -> int:
+    """How many elements a tensor may have to be read: a few bytes of a file can describe any shape."""
+    return LARGEST.get()
+
+
+@contextmanager
+def tensors_up_to(elements: int) -> Iterator[None]:
+    """Lets tensors of that size be read: a convolution of the model that is loaded, say."""
+    token = LARGEST.set(max(LARGEST.get(), elements))
+    try:
+        yield
+    finally:
+        LARGEST.reset(token)

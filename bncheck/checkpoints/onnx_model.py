@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bncheck.checkpoints.connections import RELU, RELU6, Joined, Trail, is_linear, is_pointwise
 from bncheck.checkpoints.kinds import KIND_BY_DIMENSIONS, UNTOLD
+from bncheck.checkpoints.limits import largest_tensor
 from bncheck.checkpoints.modules import BATCH_NORM, INSTANCE_NORM
 from bncheck.checkpoints.protobuf import BYTES, NUMBER, Field, Window, as_field, damaged, fields
 from bncheck.checkpoints.safetensors import contiguous_strides, read_range
 from bncheck.checkpoints.state_dicts import STATISTICS, prefix_stripper, read_tensors
-from bncheck.checkpoints.tensors import DTYPES, MAX_DIMENSIONS, MAX_ELEMENTS, strided_tensor
+from bncheck.checkpoints.tensors import DTYPES, MAX_DIMENSIONS, strided_tensor
 from bncheck.errors import DAMAGED_HINT, UnreadableError, UnsupportedError, UsageError
 from bncheck.subjects import UNKNOWN, BatchNormLayer, Checkpoint, Connection, Group, Setting, Tensor, inferred, stored
 from bncheck.wording import quoted
@@ -299,7 +300,7 @@ def typed_numbers(label: str, shape: tuple[int, ...], held: Held) -> Array:
     import numpy as np
     from onnx import numpy_helper
 
-    if (held.raw and held.raw.dropped) or Tensor("", shape, None).size > MAX_ELEMENTS:
+    if (held.raw and held.raw.dropped) or Tensor("", shape, None).size > largest_tensor():
         raise UnreadableError(f"{label} has more elements than a per-channel tensor has", "Check what the file holds.")
     try:
         values: Array = np.asarray(numpy_helper.to_array(held.proto)).reshape(shape)

@@ -206,8 +206,10 @@ class Archive:
             raise UnreadableError(f"{self.source.name} has no table in {quoted(config)}", DAMAGED_HINT)
         found = {}
         for name, payload in payloads.items():
-            if isinstance(payload, dict) and payload.get("use_pickle") and isinstance(payload.get("path_name"), str):
-                self.pickled.append(f"{folder}{payload['path_name']}")
+            path = payload.get("path_name") if isinstance(payload, dict) else None
+            # torch.export.load unpickles opaque objects whatever use_pickle says of them.
+            if isinstance(path, str) and (payload.get("use_pickle") or path.startswith(OPAQUE)):
+                self.pickled.append(f"{folder}{path}")
             tensor = self.tensor(folder, name, payload)
             if tensor:
                 found[name] = tensor

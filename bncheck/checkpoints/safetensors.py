@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from bncheck.checkpoints.places import Region, stored
 from bncheck.checkpoints.state_dicts import state_dict_group
 from bncheck.checkpoints.tensors import DTYPES, MAX_DIMENSIONS, is_count, strided_tensor
 from bncheck.errors import DAMAGED_HINT, UnreadableError
@@ -148,7 +149,7 @@ def tensor_at(source: Source, start: int, key: str, entry: object) -> tuple[Tens
     )
     if tensor.size * DTYPES[dtype][0] != last - first:
         raise UnreadableError(f"{label} has {last - first:,} bytes, which do not fit its shape", DAMAGED_HINT)
-    return tensor, (first, last)
+    return stored(tensor, Region(source, start + first), strides, 0), (first, last)
 
 
 def contiguous_strides(shape: list[int]) -> tuple[int, ...]:

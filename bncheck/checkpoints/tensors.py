@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from bncheck.checkpoints.limits import LARGEST_TENSOR, largest_tensor
 from bncheck.errors import DAMAGED_HINT, UnreadableError
 from bncheck.subjects import Tensor
 from bncheck.wording import quoted
@@ -51,8 +54,6 @@ DTYPES: dict[str, tuple[int, str]] = {
     "bits8": (1, ""),
 }
 
-# More elements than any per-channel tensor has. Reading is bounded by it.
-MAX_ELEMENTS = 2**20
 # What torch allows; it bounds the size of the numbers that shapes multiply to.
 MAX_DIMENSIONS = 64
 # A view is read in one piece unless that would read this many times its own size.
@@ -113,12 +114,12 @@ def strided_tensor(
         count = 1
         for length in shape:
             count *= length
-        if count > MAX_ELEMENTS:
+        if count > largest_tensor():
             raise UnreadableError(
                 f"{label} has {count:,} elements, more than a per-channel tensor has", "Check what the file holds."
             )
         if not extent:
-            if max(shape) > MAX_ELEMENTS:
+            if max(shape) > largest_tensor():
                 raise UnreadableError(f"{label} is empty and has an impossible shape", DAMAGED_HINT)
             return decode(b"", dtype, big_endian=big_endian).reshape(shape)
         if extent > MAX_SPARSITY * count:
@@ -135,7 +136,51 @@ def strided_tensor(
         view = np.lib.stride_tricks.as_strided(values, shape, [stride * values.itemsize for stride in strides])
         return np.ascontiguousarray(view).reshape(shape)  # the former makes a 0-d array 1-d
 
-    return Tensor(dtype, shape, read_values)
+    part: Callable[[int, int], Array] | None = None
+    if is_contiguous(shape, strides):
+        part = partial(read_range, dtype, offset, read, big_endian)
+    else:
+        rows = partial(strided_tensor, label, dtype, shape[1:], strides[1:])
+        part = parts_by_rows(
+            shape, strides, lambda row: rows(offset + row * strides[0], storage_bytes, read, big_endian=big_endian)
+        )
+    return Tensor(dtype, shape, read_values, part)
+
+
+def read_range(dtype: str, offset: int, read: ReadBytes, big_endian: bool, start: int, stop: int) -> Array:
+    """Elements of a contiguous tensor that starts at `offset`."""
+    size, _ = DTYPES[dtype]
+    return decode(read((offset + start) * size, (stop - start) * size), dtype, big_endian=big_endian)
+
+
+def read_rows(row_at: Callable[[int], Tensor], length: int, start: int, stop: int) -> Array:
+    """Elements of a tensor whose rows have this length and are read one by one."""
+    import numpy as np
+
+    first = start // length
+    rows = [row.read().reshape(-1) for row in map(row_at, range(first, -(-stop // length))) if row.read]
+    values: Array = np.concatenate(rows)
+    return values[start - first * length : stop - first * length]
+
+
+def parts_by_rows(
+    shape: tuple[int, ...], strides: tuple[int, ...], row_at: Callable[[int], Tensor]
+) -> Callable[[int, int], Array] | None:
+    """Reads rows that lie close together and do not overlap, as in a convolution with its channels last."""
+    inner = math.prod(shape[1:])
+    if not 0 < inner <= LARGEST_TENSOR or span(shape[1:], strides[1:]) > MAX_SPARSITY * inner:
+        return None
+    return partial(read_rows, row_at, inner) if math.prod(shape) <= span(shape, strides) else None
+
+
+def is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether the elements lie one after the other in the order of C."""
+    expected = 1
+    for extent, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if extent != 1 and stride != expected:
+            return False
+        expected *= extent
+    return True
 
 
 def decode(data: bytes, dtype: str, *, big_endian: bool = False) -> Array:

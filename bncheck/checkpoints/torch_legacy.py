@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from bncheck.checkpoints.contents import groups_of
 from bncheck.checkpoints.pickles import Damaged, Global, Pickle, read_pickle_at
+from bncheck.checkpoints.places import Region, stored
 from bncheck.checkpoints.tensors import DTYPES, is_count, strided_tensor
 from bncheck.checkpoints.torch_objects import CONSTRUCTORS, StorageRecord, TensorRecord, storage_of
 from bncheck.checkpoints.training_facts import facts_of
@@ -180,7 +181,7 @@ class Storages:
         def read_range(offset: int, length: int) -> bytes:
             return self.source.read(start + offset, length)
 
-        return strided_tensor(
+        tensor = strided_tensor(
             f"{quoted(label)} in {self.source.name}",
             record.dtype,
             record.shape,
@@ -189,6 +190,15 @@ class Storages:
             size,
             read_range,
         )
+        return stored(tensor, Region(self.source, start), record.strides, record.offset)
+
+    def region(self, storage: StorageRecord) -> Region | None:
+        """Where a storage or a view of one lies; None where the file does not hold it."""
+        if storage.key not in self.places:
+            return None
+        start, _ = self.places[storage.key]
+        skipped = storage.start * DTYPES[storage.dtype][0] if isinstance(storage, StorageView) else 0
+        return Region(self.source, start + skipped)
 
 
 def view_of(record: StorageRecord, view: object) -> StorageView:

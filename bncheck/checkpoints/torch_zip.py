@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from bncheck.checkpoints.contents import groups_of
 from bncheck.checkpoints.pickles import MAX_BYTES, Pickle, read_pickle
+from bncheck.checkpoints.places import Region, stored
 from bncheck.checkpoints.tensors import strided_tensor
-from bncheck.checkpoints.torch_objects import CONSTRUCTORS, TensorRecord, storage_of
+from bncheck.checkpoints.torch_objects import CONSTRUCTORS, StorageRecord, TensorRecord, storage_of
 from bncheck.checkpoints.training_facts import facts_of
 from bncheck.checkpoints.zip_archive import LOCAL_MAGIC, ZipArchive, open_archive
 from bncheck.errors import DAMAGED_HINT, UnreadableError, UnsupportedError
@@ -76,10 +77,11 @@ class Storages:
         if record.storage is None:
             return Tensor(record.dtype, record.shape, None)
         source = self.archive.source.name
-        entry = self.archive.entries.get(f"{self.root}data/{record.storage.key}")
-        if entry is None:
+        region = self.region(record.storage)
+        if region is None or region.entry is None:
             raise UnreadableError(f"{source} misses the numbers of {quoted(label)}", DAMAGED_HINT)
-        return strided_tensor(
+        entry = region.entry
+        tensor = strided_tensor(
             f"{quoted(label)} in {source}",
             record.dtype,
             record.shape,
@@ -89,3 +91,9 @@ class Storages:
             partial(self.archive.read_range, entry),
             big_endian=self.big_endian,
         )
+        return stored(tensor, region, record.strides, record.offset, big_endian=self.big_endian)
+
+    def region(self, storage: StorageRecord) -> Region | None:
+        """Where a storage lies; None where the archive does not hold it."""
+        entry = self.archive.entries.get(f"{self.root}data/{storage.key}")
+        return None if entry is None else Region(self.archive.source, 0, self.archive, entry)

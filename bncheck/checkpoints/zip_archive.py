@@ -40,13 +40,16 @@ MAX_UNPACKED = 64 * 2**20
 
 
 class Entry(NamedTuple):
-    """A file in the archive. Sizes and offset in bytes."""
+    """A file in the archive. Sizes and offsets in bytes; `record_offset` is where the table of contents has it."""
 
     name: str
     method: int
     compressed_size: int
     size: int
     header_offset: int
+    record_offset: int
+    flags: int
+    crc: int
 
 
 @lru_cache(maxsize=1)
@@ -68,6 +71,7 @@ class ZipArchive:
         self._names: set[str] = set()
         self._unpacked: tuple[Entry | None, bytes] = (None, b"")
         start, size, count = self._table()
+        self.table_start = start
         if size > MAX_TABLE:
             raise self._damaged(f"has a table of contents of {size:,} bytes")
         table = source.read(start, size)
@@ -113,7 +117,7 @@ class ZipArchive:
         if len(table) - place < CENTRAL_HEADER.size:
             raise self._damaged("has a table of contents that breaks off")
         fields = CENTRAL_HEADER.unpack_from(table, place)
-        magic, flags, method, compressed, size = fields[0], fields[3], fields[4], fields[8], fields[9]
+        magic, flags, method, crc, compressed, size = fields[0], fields[3], fields[4], *fields[7:10]
         name_length, extra_length, comment_length, header_offset = fields[10], fields[11], fields[12], fields[16]
         name_at = place + CENTRAL_HEADER.size
         extra_at = name_at + name_length
@@ -134,7 +138,7 @@ class ZipArchive:
             raise UnreadableError(f"{self.source.name} is encrypted", "Decrypt it first.")
         if header_offset + compressed > table_start or (method == STORED and size != compressed):
             raise self._damaged(f"has an entry {quoted(name)} that lies about its size or place")
-        self.entries[name] = Entry(name, method, compressed, size, header_offset)
+        self.entries[name] = Entry(name, method, compressed, size, header_offset, table_start + place, flags, crc)
         return following
 
     def _wide_numbers(self, extra: bytes, count: int) -> Iterator[int]:

@@ -32,24 +32,27 @@ class Kind(Enum):
 
 
 NOT_WATCHED = "no evaluation of yours was watched; give --evaluator"
+NOT_CALLED = "the evaluator did not call the model"
 BAKED = "the mode is a constant of the graph, which train() does not change"
-NO_HOOKS = "a ScriptModule takes no forward hooks"
 
 # What is not here can be asked.
 UNDECIDED: Mapping[tuple[Kind, Probe], str] = {
     (Kind.STATE_DICT, Probe.MOVED): NOT_WATCHED,
-    (Kind.SCRIPTED, Probe.FIT): NO_HOOKS,
     (Kind.TRACED, Probe.TRAIN_MODE): BAKED,
-    (Kind.TRACED, Probe.FIT): NO_HOOKS,
     (Kind.EXPORTED, Probe.TRAIN_MODE): BAKED,
 }
 
+# Behind a layer that normalises by the batch, the inputs are those of this evaluation's batches, not of the data.
+BAKED_IN_TRAIN_MODE = "the graph runs in train mode, so that what enters its layers depends on the batches"
+OPERATORS = "by watching the operators of its graph; nothing is left of what freezing has folded into convolutions"
 # How an answer is weaker or comes about differently.
 LIMITS: Mapping[tuple[Kind, Probe], str] = {
+    (Kind.SCRIPTED, Probe.FIT): OPERATORS,
+    (Kind.TRACED, Probe.FIT): OPERATORS,
     (Kind.SCRIPTED, Probe.REPEAT): "the first module that differs is not named: a ScriptModule takes no forward hooks",
     (Kind.TRACED, Probe.REPEAT): "the first module that differs is not named: a ScriptModule takes no forward hooks",
-    (Kind.EXPORTED, Probe.FIT): "by running its graph operator by operator",
-    (Kind.EXPORTED, Probe.REPEAT): "the first operator that differs, by running its graph operator by operator",
+    (Kind.EXPORTED, Probe.FIT): OPERATORS,
+    (Kind.EXPORTED, Probe.REPEAT): "the first module that differs is not named: a graph takes no forward hooks",
     (Kind.EXPORTED, Probe.COMPANY): "of a program with one batch size only in batches of that size",
 }
 
@@ -71,6 +74,4 @@ def inability(runnable: Runnable, probe: Probe, *, has_evaluator: bool = False) 
     """Why a probe cannot say anything of a model; None if it can."""
     if probe is Probe.MOVED and has_evaluator:
         return None
-    if probe is Probe.FIT and not runnable.can_hook and runnable.artefact != "exported":
-        return NO_HOOKS  # a ScriptModule inside of a model, too
     return UNDECIDED.get((kind_of(runnable), probe))

@@ -272,6 +272,7 @@ class Company:
     tolerance: float
     fails_alone: bool
     causes: tuple[Cause, ...]
+    outputs: int  # how many outputs have a row for each sample; the boxes of a detector have not
 
 
 class Tables:
@@ -333,7 +334,7 @@ def company(subject: Subject, tables: Tables, *, alone: bool) -> Company:
     difference, record, first = spread(None)
     tolerance = rounding(first, None)
     if difference <= tolerance:
-        return Company(difference, tolerance, fails_alone, ())
+        return Company(difference, tolerance, fails_alone, (), len(first))
     causes: list[Cause] = []
     fixed = record.statistics
     by_batch = tuple(dict.fromkeys(c.layer for c in record.batch_norms if c.by_batch))
@@ -349,7 +350,7 @@ def company(subject: Subject, tables: Tables, *, alone: bool) -> Company:
         remaining, allowed = difference, tolerance
     if remaining > allowed:
         causes.append(coupling_cause(subject, tables, fixed, allowed))
-    return Company(difference, tolerance, fails_alone, tuple(causes))
+    return Company(difference, tolerance, fails_alone, tuple(causes), len(first))
 
 
 def batchnorm_cause(subject: Subject, by_batch: tuple[str, ...]) -> Cause:

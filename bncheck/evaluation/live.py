@@ -76,9 +76,16 @@ def tensor_of(_label: str, record: TensorRecord) -> Tensor:
         return Tensor(record.dtype, record.shape, None)
 
     def read() -> Any:
-        values = tensor.detach().cpu()
-        if values.is_floating_point() and values.dtype not in (torch.float32, torch.float64):
-            values = values.float()
-        return values.numpy().copy()
+        return numbers(tensor.detach())
 
-    return Tensor(record.dtype, record.shape, read)
+    def read_part(start: int, stop: int) -> Any:
+        return numbers(tensor.detach().reshape(-1)[start:stop])
+
+    return Tensor(record.dtype, record.shape, read, read_part)
+
+
+def numbers(tensor: torch.Tensor) -> Any:
+    values = tensor.cpu()
+    if values.is_floating_point() and values.dtype not in (torch.float32, torch.float64):
+        values = values.float()
+    return values.numpy().copy()

@@ -227,7 +227,7 @@ def moments_of_part(inputs: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     if sums.device.type not in DEVICES_WITH_FLOAT64:
         sums = sums.cpu()
     pivot, total, squares = sums.double()
-    # Of a constant channel, rounding may leave less than nothing.
+    # Where all deviations are alike, rounding may leave less than nothing.
     squares = torch.addcmul(squares, total, total, value=-1 / positions).clamp_min_(0)
     return torch.add(pivot, total, alpha=1 / positions), squares
 

@@ -14,15 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bncheck.evaluation.abilities import Probe, inability
-from bncheck.evaluation.calls import call, scores_of
+from bncheck.evaluation.abilities import BAKED_IN_TRAIN_MODE, NOT_CALLED, NOT_WATCHED, Probe, inability
+from bncheck.evaluation.calls import call
 from bncheck.evaluation.comparison import Comparison
 from bncheck.evaluation.interception import Interception, layer_addresses
 from bncheck.evaluation.moments import ChannelMoments, watching
 from bncheck.evaluation.shifts import InputMoments, fit_of, shift
 from bncheck.evaluation.state import put_back, restored, snapshot
 from bncheck.evaluation.trial import TrainModeTrial
-from bncheck.evaluation.watch import modes_of, observe, placed_batches, set_modes
+from bncheck.evaluation.watch import (
+    data_notes,
+    description_of,
+    fitting_labels,
+    modes_of,
+    observe,
+    placed_batches,
+    set_modes,
+)
 from bncheck.subjects import EvaluatedLayer, Evaluation, Shift
 
 if TYPE_CHECKING:
@@ -38,6 +46,7 @@ if TYPE_CHECKING:
 
 # Predictions are followed batch by batch on at most this many samples: enough for steps of half a per cent.
 FOLLOWED_SAMPLES = 256
+NO_BATCH = "no batch was run in train mode"
 
 
 def drift(
@@ -97,14 +106,14 @@ class Drift:
     def watch(self, evaluator: Evaluator | None) -> None:
         """Watches the user's evaluation, or the modes that the artefact carries; a state_dict carries none."""
         if evaluator is None and not self.runnable.modes_are_stored:
-            self.unable[Probe.MOVED.value] = "no evaluation of yours was watched; give --evaluator"
+            self.unable[Probe.MOVED.value] = NOT_WATCHED
             return
         self.watched = "the evaluator" if evaluator else "as shipped"
-        self.seen = observe(self.runnable, self.ticking, evaluator)
-        put_back(self.runnable.layers, self.stored)
+        with restored(self.runnable.module):  # an evaluation may leave behind what it likes
+            self.seen = observe(self.runnable, self.ticking, evaluator)
         if not self.seen.forwards:
             self.watched = None
-            self.unable[Probe.MOVED.value] = "the evaluator did not call the model"
+            self.unable[Probe.MOVED.value] = NOT_CALLED
 
     # -- second pass: the inputs of the layers, and train mode
 
@@ -121,6 +130,9 @@ class Drift:
                     set_modes(module, training)
                     self.trial.run(batch.inputs, batch.size)
                     set_modes(module, evaluating)
+        if self.trial and not self.trial.batches:
+            self.unable[Probe.TRAIN_MODE.value] = self.trial.refusal or NO_BATCH
+            self.trial = None
 
     def modes(self) -> tuple[Modes, Modes | None]:
         """The flags of every module in eval and in train mode, as its own eval() and train() set them.
@@ -164,10 +176,15 @@ class Drift:
             moments.add(values)
 
         def intercepted(batch: Batch) -> Any:
-            with Interception(addresses, batch.size, on_input=add):
-                return call(module, batch.inputs)
+            with Interception(addresses, batch.size, on_input=add) as watching_operators:
+                out = call(module, batch.inputs)
+            if any(norm.by_batch and norm.updates for norm in watching_operators.record.batch_norms):
+                self.unable[Probe.FIT.value] = BAKED_IN_TRAIN_MODE
+            return out
 
         yield intercepted
+        if Probe.FIT.value in self.unable:
+            self.moments = {}
 
     # -- third pass: what the statistics decide
 
@@ -193,23 +210,14 @@ class Drift:
             followed = 0
             for batch in self.ticking():
                 before = outputs(batch, self.stored)
-                labels = self.labels(batch, before)
+                labels = fitting_labels(self.data, batch, before)
                 self.train_mode.add(before, outputs(batch, {**self.stored, **after_trial}), batch.size, labels)
                 self.recalibrated.add(before, outputs(batch, {**self.stored, **recalibrated}), batch.size, labels)
-                if followed < FOLLOWED_SAMPLES:
+                if not followed or followed + batch.size <= FOLLOWED_SAMPLES:
                     for batches, statistics in by_batches.items():
                         self.followed[batches].add(before, outputs(batch, {**self.stored, **statistics}), batch.size)
                     followed += batch.size
         put_back(layers, self.stored)
-
-    def labels(self, batch: Batch, outputs: Any) -> torch.Tensor | None:
-        """The labels of a batch, where the model has as many classes as the data, or enough for every label."""
-        scores = scores_of(outputs)
-        if batch.labels is None or scores is None:
-            return None
-        classes = int(scores.shape[1])
-        fits = classes == len(self.data.classes) if self.data.classes else int(batch.labels.max()) < classes
-        return batch.labels if fits else None
 
     # -- what it adds up to
 
@@ -234,9 +242,15 @@ class Drift:
             fit=self.recalibrated.agreement() if self.recalibrated else None,
             in_distribution=in_distribution,
             unable=dict(self.unable),
-            data=self.data.description,
-            notes=self.runnable.notes,
+            data=description_of(self.data),
+            notes=(*self.runnable.notes, *self.trial_notes(), *data_notes(self.runnable, self.data, self.samples)),
         )
+
+    def trial_notes(self) -> list[str]:
+        if self.trial is None or not self.trial.refused:
+            return []
+        refused = f"{self.trial.refused:,} batch{'es' * (self.trial.refused != 1)}"
+        return [f"{refused} left out of the trial in train mode: {self.trial.refusal}"]
 
     def in_order(self) -> list[str]:
         """The layers in the order in which a forward calls them; those that none calls last, as the model has them."""
@@ -273,6 +287,7 @@ class Drift:
             layer=described,
             called=calls,
             training=seen.training.get(name) if seen and watched else None,
+            untracked=seen is not None and watched and name in seen.untracked,
             moved=moved(before, after) if before and after else None,
             updates=updates(before, after) if before and after else None,
             broken=broken(before, after) if before and after else 0,
@@ -290,6 +305,7 @@ def moved(before: Statistics, after: Statistics) -> bool:
 def same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
     if one is None or other is None:
         return one is other
+    one = one.to(other)  # an evaluation in half precision, say, casts the model
     return (
         one.shape == other.shape
         and torch.equal(torch.nan_to_num(one.double(), nan=0.5), torch.nan_to_num(other.double(), nan=0.5))

@@ -7,12 +7,13 @@ same outputs for the same batch while its statistics move: for that, the same sa
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bncheck.errors import BncheckError
-from bncheck.evaluation.abilities import Probe
+from bncheck.evaluation.abilities import NOT_CALLED, Probe
 from bncheck.evaluation.batches import Batch, input_hash
 from bncheck.evaluation.calls import call, outputs_of, predictions_of
 from bncheck.evaluation.causes import (
@@ -30,7 +31,7 @@ from bncheck.evaluation.causes import (
 )
 from bncheck.evaluation.comparison import largest_difference
 from bncheck.evaluation.state import restored
-from bncheck.evaluation.watch import observe, placed_batches, set_modes
+from bncheck.evaluation.watch import data_notes, description_of, fitting_labels, observe, placed_batches, set_modes
 from bncheck.subjects import Cause, CauseKind, EvaluatedLayer, Evaluation, Repeat
 
 if TYPE_CHECKING:
@@ -71,10 +72,10 @@ def repeat(
     """
     with restored(runnable.module):
         repeated = Repetition(runnable, data, max(runs, 2), progress)
-        repeated.choose_modes(evaluator)
-        repeated.same_batches()
-        repeated.same_inputs()
-        repeated.other_company(batch_size)
+        if repeated.choose_modes(evaluator):
+            repeated.same_batches()
+            repeated.same_inputs()
+            repeated.other_company(batch_size)
         return repeated.evaluation()
 
 
@@ -88,7 +89,7 @@ class Repetition:
         self.metrics: list[dict[str, float]] = []
         self.unable: dict[str, str] = {}
         self.samples = self.batches = self.passes = self.forwards = 0
-        self.difference = 0.0
+        self.difference: float | None = None
         self.changed: int | None = None
         self.run_causes: list[Cause] = []
         self.first_difference: str | None = None
@@ -108,14 +109,17 @@ class Repetition:
             yield batch
             self.progress(batch.size)
 
-    def choose_modes(self, evaluator: Evaluator | None) -> None:
-        """Leaves the model in the modes of the evaluation: its own, those of the user's function, or eval mode."""
+    def choose_modes(self, evaluator: Evaluator | None) -> bool:
+        """Leaves the model in the modes of the evaluation: its own, those of the user's function, or eval mode.
+
+        False if there are none: an evaluation that does not call the model shows nothing of it.
+        """
         if evaluator is None:
             if self.runnable.modes_are_stored:
                 self.watched = "as shipped"
             elif self.runnable.can_set_mode:
                 self.runnable.module.eval()
-            return
+            return True
         self.watched = "the evaluator"
         seen = None
         for _ in range(self.runs):
@@ -127,8 +131,10 @@ class Repetition:
         self.forwards = seen.forwards
         if not seen.forwards:
             self.watched = None
-            self.unable[Probe.REPEAT.value] = "the evaluator did not call the model"
+            self.unable |= dict.fromkeys((Probe.REPEAT.value, Probe.COMPANY.value), NOT_CALLED)
+            return False
         set_modes(self.runnable.module, seen.modes)
+        return True
 
     # -- the same batches again
 
@@ -154,7 +160,7 @@ class Repetition:
                             classified = True
                             changed += int((before != after).sum())
                 self.look_for_non_finite(batch, first)
-                self.difference = max(self.difference, different)
+                self.difference = max(self.difference or 0.0, different)
                 if different and not self.run_causes:
                     self.run_causes, self.first_difference = causes_between_runs(self.subject, batch.inputs, batch.size)
         self.changed = changed if classified else None
@@ -218,6 +224,11 @@ class Repetition:
                 self.unable[Probe.COMPANY.value] = f"the model cannot be run in other batches: {error}"
         else:
             return
+        assert self.company is not None
+        if not self.company.outputs:
+            self.company = None
+            self.unable[Probe.COMPANY.value] = "no output of the model has a row for each sample"
+            return
         self.unable.pop(Probe.COMPANY.value, None)
         if self.company.difference > self.company.tolerance and fixed is None:
             self.count_by_size(batch_size)
@@ -236,7 +247,10 @@ class Repetition:
         original = getattr(self.runnable.module, "_orig_mod", self.runnable.module)
         places = {id(part): name for name, part in original.named_modules()}
         try:
-            doubled = copy.deepcopy(original).to("cpu", torch.float64)
+            # Of graphs, torch warns of its own doing: gradients of copies, and an old class in a signature.
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")
+                doubled = copy.deepcopy(original).to("cpu", torch.float64)
             parts = dict(doubled.named_modules())
             layers = {name: parts[places[id(layer)]] for name, layer in self.runnable.layers.items()}
             yield Subject(doubled, layers, self.runnable.can_hook), torch.float64, "cpu"
@@ -247,16 +261,7 @@ class Repetition:
 
     def count_by_size(self, batch_size: int) -> None:
         """How many predictions change with the size of the batch, against the largest."""
-        samples: list[Any] = []
-        labels: list[torch.Tensor] = []
-        for batch in placed_batches(self.runnable, self.data):
-            samples += single(batch.inputs, batch.size)
-            if batch.labels is not None:
-                labels.append(batch.labels)
-            if len(samples) >= COUNTED_SAMPLES:
-                break
-        samples = samples[:COUNTED_SAMPLES]
-        truth = torch.cat(labels)[: len(samples)] if labels and sum(map(len, labels)) >= len(samples) else None
+        samples, truth = self.counted()
         largest = self.predictions(samples, len(samples))
         if largest is None:
             return
@@ -268,6 +273,20 @@ class Repetition:
                     self.accuracy_by_size[size] = float((found == truth).double().mean())
         if truth is not None:
             self.accuracy_by_size[len(samples)] = float((largest == truth).double().mean())
+
+    def counted(self) -> tuple[list[Any], torch.Tensor | None]:
+        """The samples that are counted, and their labels where the model knows all of them."""
+        samples: list[Any] = []
+        labels: list[torch.Tensor | None] = []
+        for batch in placed_batches(self.runnable, self.data):
+            samples += single(batch.inputs, batch.size)
+            with torch.no_grad(), kept(self.subject):
+                labels.append(fitting_labels(self.data, batch, call(self.runnable.module, batch.inputs)))
+            if len(samples) >= COUNTED_SAMPLES:
+                break
+        known = [label for label in labels if label is not None]
+        samples = samples[:COUNTED_SAMPLES]
+        return samples, torch.cat(known).cpu()[: len(samples)] if len(known) == len(labels) else None
 
     def predictions(self, samples: list[Any], size: int) -> torch.Tensor | None:
         """The predictions in batches of one size; None where the model does not classify, or refuses that size."""
@@ -317,8 +336,8 @@ class Repetition:
                 company_causes=company_.causes if company_ else (),
             ),
             unable=dict(self.unable),
-            data=self.data.description,
-            notes=self.runnable.notes,
+            data=description_of(self.data),
+            notes=(*self.runnable.notes, *data_notes(self.runnable, self.data, self.samples)),
         )
 
 

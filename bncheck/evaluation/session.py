@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bncheck.errors import UsageError
-from bncheck.evaluation.data import DataOptions, open_data
+from bncheck.evaluation.batches import Batch, Data
+from bncheck.evaluation.data import DataOptions, batch_of, open_data
 from bncheck.evaluation.models import importable, load_callable
 from bncheck.evaluation.probes import drift
 from bncheck.evaluation.repetition import repeat
@@ -17,6 +19,7 @@ from bncheck.evaluation.runnable import ModelOptions, load_runnable
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from bncheck.evaluation.runnable import Runnable
     from bncheck.subjects import Evaluation
 
 
@@ -33,38 +36,7 @@ def examine(command: str, path: Path, given: Mapping[str, Any], progress: Callab
         BncheckError: the model, the data or the evaluation cannot be made, or fail.
     """
     paths = tuple(given["python_path"] or ())
-    runnable = load_runnable(
-        path,
-        ModelOptions(
-            model=given["model"],
-            model_args=tuple(given["model_arg"] or ()),
-            python_paths=paths,
-            main=given["main"],
-            trust_pickle=given["trust_pickle"],
-            group=given["group"],
-            device=given["device"],
-            dtype=given["dtype"],
-            threads=given["threads"],
-        ),
-    )
-    data = open_data(
-        given["data"],
-        DataOptions(
-            batch_size=runnable.fixed_batch_size or given["batch_size"],
-            limit=given["limit"],
-            workers=given["workers"],
-            input_keys=tuple(given["input_key"] or ()),
-            skip_unreadable=given["skip_unreadable"],
-            size=size_of(given["size"]),
-            resize=given["resize"],
-            mean=numbers_of("--mean", given["mean"]),
-            std=numbers_of("--std", given["std"]),
-            grayscale=given["grayscale"],
-            channels_last=given["channels_last"],
-            beside=path,
-            python_paths=paths,
-        ),
-    )
+    runnable, data = opened(path, given)
     evaluator = None
     if given["evaluator"]:
         with importable(paths), contextlib.redirect_stdout(sys.stderr):
@@ -80,6 +52,72 @@ def examine(command: str, path: Path, given: Mapping[str, Any], progress: Callab
                 progress=progress,
             )
         return drift(runnable, data, evaluator=evaluator, in_distribution=given["in_distribution"], progress=progress)
+
+
+def opened(path: Path, given: Mapping[str, Any]) -> tuple[Runnable, Data]:
+    """The model and the data that the options name."""
+    runnable = load_model(path, given)
+    return runnable, load_data(path, given, runnable)
+
+
+def load_model(path: Path, given: Mapping[str, Any]) -> Runnable:
+    """The model that a checkpoint is or belongs to."""
+    return load_runnable(
+        path,
+        ModelOptions(
+            model=given["model"],
+            model_args=tuple(given["model_arg"] or ()),
+            python_paths=tuple(given["python_path"] or ()),
+            main=given["main"],
+            trust_pickle=given["trust_pickle"],
+            group=given["group"],
+            device=given["device"],
+            dtype=given["dtype"],
+            threads=given["threads"],
+        ),
+    )
+
+
+def load_data(path: Path, given: Mapping[str, Any], runnable: Runnable) -> Data:
+    """What `--data` names, prepared as the checkpoint and the options say; or the batches themselves."""
+    if not isinstance(given["data"], (str, Path)):
+        return data_of(given["data"])
+    return open_data(
+        str(given["data"]),
+        DataOptions(
+            batch_size=runnable.fixed_batch_size or given["batch_size"],
+            limit=given["limit"],
+            workers=given["workers"],
+            input_keys=tuple(given["input_key"] or ()),
+            skip_unreadable=given["skip_unreadable"],
+            size=size_of(given["size"]),
+            resize=given["resize"],
+            mean=numbers_of("--mean", given["mean"]),
+            std=numbers_of("--std", given["std"]),
+            grayscale=given["grayscale"],
+            channels_last=given["channels_last"],
+            beside=path,
+            python_paths=tuple(given["python_path"] or ()),
+        ),
+    )
+
+
+def data_of(batches: Any) -> Data:
+    """Batches that somebody holds: a list or a DataLoader, or a function that makes an iterable of them.
+
+    Raises:
+        UsageError: it can be read only once.
+    """
+    if isinstance(batches, Iterator):
+        raise UsageError(
+            f"a {type(batches).__name__} of batches can be read only once", "Give a list, a DataLoader, or a function."
+        )
+
+    def start() -> Generator[Batch, None, None]:
+        for item in batches() if callable(batches) else batches:
+            yield batch_of(item, "data", ())
+
+    return Data(start, {"kind": "batches", "type": type(batches).__name__})
 
 
 def size_of(text: str | None) -> tuple[int, int] | None:

@@ -333,10 +333,12 @@ class SavedTensor:
         tensor = self.tensor
         if type(tensor) is not self.kind:  # a lazy parameter becomes an ordinary one
             tensor.__class__ = self.kind
-        if place(tensor) != place(self.alias):  # half(), to() and resize_() give a tensor other memory
-            tensor.data = self.alias
-        if self.values is not None:
-            self.put_values_back(self.values)
+        # A tensor made in inference mode may only be written there; to leave it turns gradients on.
+        with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+            if place(tensor) != place(self.alias):  # half(), to() and resize_() give a tensor other memory
+                tensor.data = self.alias
+            if self.values is not None:
+                self.put_values_back(self.values)
         if tensor.requires_grad is not self.requires_grad and tensor.is_leaf:
             tensor.requires_grad_(self.requires_grad)
 
@@ -344,11 +346,8 @@ class SavedTensor:
         if self.alias.layout != torch.strided:  # an alias has parts of its own, which a write would replace
             if not same_bits(self.tensor, values):
                 self.tensor.data = values.clone()
-            return
-        if not same_bits(self.alias, values):
-            # A tensor made in inference mode may only be written there.
-            with torch.inference_mode(self.alias.is_inference()), torch.no_grad():
-                self.alias.copy_(values)
+        elif not same_bits(self.alias, values):
+            self.alias.copy_(values)
 
     def put_gradient_back(self) -> None:
         if grad_of(self.tensor) is not self.grad:

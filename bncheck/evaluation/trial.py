@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bncheck.errors import ModelError
 from bncheck.evaluation.calls import call
 from bncheck.evaluation.state import Statistics, put_back, snapshot
 
@@ -84,19 +85,33 @@ class TrainModeTrial:
                 held.var.cpu().double(),
                 0 if held.counter is None else int(held.counter),
             )
+        # What else train mode moves: counters of other layers, codebooks, power iterations.
+        statistics = {id(t) for layer in runnable.layers.values() for t in layer.buffers(recurse=False)}
+        self.others = [(b, b.detach().clone()) for b in runnable.module.buffers() if id(b) not in statistics]
         self.batches = 0
+        self.refused = 0
+        self.refusal: str | None = None
         self.by_batches: dict[int, dict[str, Statistics]] = {}
 
     def run(self, inputs: Inputs, size: int) -> None:
-        """One forward in train mode, in which the model already is."""
+        """One forward in train mode, in which the model already is.
+
+        A batch that the model refuses there, such as a last one of a single sample, is left out and counted.
+        """
         layers = self.runnable.layers
         current = snapshot(layers)
         put_back(layers, self.zeros)
         try:
             call(self.runnable.module, inputs)
             made = snapshot(layers)
+        except ModelError as error:
+            self.refused += 1
+            self.refusal = self.refusal or error.message
+            return
         finally:
             put_back(layers, current)
+            for buffer, values in self.others:
+                buffer.copy_(values)
         for name, followed in self.followed.items():
             mean, var, counter = made[name].mean, made[name].var, made[name].counter
             if mean is None or var is None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import sys
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bncheck.errors import ModelError
-from bncheck.evaluation.calls import call
+from bncheck.evaluation.calls import call, scores_of
+from bncheck.evaluation.models import foreign_code
 from bncheck.evaluation.state import snapshot
-from bncheck.wording import quoted
+from bncheck.wording import count, few, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -37,6 +37,7 @@ class Observation:
     batches: int = 0
     called: dict[str, int] | None = field(default_factory=dict)  # forwards by layer
     training: dict[str, bool] = field(default_factory=dict)  # by layer: was any of its forwards in train mode
+    untracked: set[str] = field(default_factory=set)  # layers called in train mode with track_running_stats off
     modes: Modes = field(default_factory=dict)  # by module: training, tracking
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -63,15 +64,19 @@ def observe(runnable: Runnable, batches: Callable[[], Iterator[Batch]], evaluato
 
 
 def placed_batches(runnable: Runnable, data: Data) -> Iterator[Batch]:
-    """The batches on the device of the model and in its dtype. What a callable of the user's yields stays as it is."""
+    """The batches on the device of the model and in its dtype. What a callable of the user's yields stays as it is.
+
+    A graph with one batch size gets no others: the last batch may be smaller, and is left out.
+    """
     for batch in data:
+        if runnable.fixed_batch_size not in (None, batch.size):
+            continue
         yield replace(batch, inputs=runnable.place(batch.inputs))  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager
 def watched(runnable: Runnable, seen: Observation) -> Iterator[Any]:
     """The model with hooks that write down what happens; a graph behind a function that does."""
-    names = {id(layer): name for name, layer in runnable.layers.items()}
 
     def first_of(inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         seen.forwards += 1
@@ -82,26 +87,35 @@ def watched(runnable: Runnable, seen: Observation) -> Iterator[Any]:
 
     if not runnable.can_hook:
         seen.called = None
-        seen.training = {name: bool(getattr(layer, "training", False)) for name, layer in runnable.layers.items()}
+        seen.training = modes_of_graph(runnable)
         yield Watchable(runnable.module, first_of)
         return
 
     def root(_module: torch.nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         first_of(inputs, keywords)
 
-    def layer(module: torch.nn.Module, _inputs: object) -> None:
-        name = names[id(module)]
+    def layer(module: torch.nn.Module, _inputs: object, name: str) -> None:
         assert seen.called is not None
         seen.called[name] = seen.called.get(name, 0) + 1
         seen.training[name] = seen.training.get(name, False) or module.training
+        if module.training and getattr(module, "track_running_stats", None) is False:
+            seen.untracked.add(name)
 
+    # Each hook knows its name, since an evaluation may run a copy of the model, which copies the hooks.
     handles = [runnable.module.register_forward_pre_hook(root, with_kwargs=True)]
-    handles += [module.register_forward_pre_hook(layer) for module in runnable.layers.values()]
+    handles += [module.register_forward_pre_hook(partial(layer, name=name)) for name, module in runnable.layers.items()]
     try:
         yield runnable.module
     finally:
         for handle in handles:
             handle.remove()
+
+
+def modes_of_graph(runnable: Runnable) -> dict[str, bool]:
+    """Which layers run in train mode: where the mode is a constant of the graph, the modules' own flags say nothing."""
+    if runnable.can_set_mode:
+        return {name: bool(getattr(layer, "training", False)) for name, layer in runnable.layers.items()}
+    return {layer.name: bool(layer.training.value) for layer in runnable.described if layer.training.is_known}
 
 
 class Watchable:
@@ -141,6 +155,39 @@ def set_modes(module: torch.nn.Module, modes: Modes) -> None:
             part.track_running_stats = tracking
 
 
+# -- the data
+
+
+def fitting_labels(data: Data, batch: Batch, outputs: Any) -> torch.Tensor | None:
+    """The labels of a batch, where the model has as many classes as the data, or enough for every label."""
+    scores = scores_of(outputs)
+    if batch.labels is None or scores is None or batch.labels.shape != scores.shape[:1]:
+        return None
+    classes = int(scores.shape[1])
+    fits = classes == len(data.classes) if data.classes else int(batch.labels.max()) < classes
+    return batch.labels if fits else None
+
+
+def description_of(data: Data) -> dict[str, object]:
+    """What was read and how, with what was left out; complete after a pass."""
+    left_out = {"skipped": list(data.skipped)} if data.skipped else {}
+    broken = {"non_finite": data.non_finite} if data.non_finite else {}
+    return {**data.description, **left_out, **broken}
+
+
+def data_notes(runnable: Runnable, data: Data, samples: int) -> list[str]:
+    """What is worth knowing of the data that were run."""
+    notes = []
+    if data.skipped:
+        notes.append(f"{count(len(data.skipped), 'image')} could not be read and were left out: {few(data.skipped)}")
+    if data.non_finite:
+        notes.append(f"{count(data.non_finite, 'sample')} of the data hold NaN or infinity in their inputs")
+    if runnable.fixed_batch_size and data.samples and data.samples > samples:
+        left_out = count(data.samples - samples, "sample")
+        notes.append(f"{left_out} left out: the graph takes batches of {runnable.fixed_batch_size} only")
+    return notes
+
+
 # -- the user's evaluation
 
 
@@ -153,14 +200,9 @@ def run_evaluator(evaluator: Evaluator, model: Any, batches: Iterator[Any]) -> A
         parameters = []
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     takes_batches = len(positional) != 1 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            return evaluator(model, batches) if takes_batches else evaluator(model)
-    except (Exception, SystemExit) as error:
-        raise ModelError(
-            f"the evaluation {quoted(name)} fails: {type(error).__name__}: {error}",
-            "It is called as function(model, batches) or function(model); batches yields what --data holds.",
-        ) from error
+    hint = "It is called as function(model, batches) or function(model); batches yields what --data holds."
+    with foreign_code(f"the evaluation {quoted(name)} fails", hint):
+        return evaluator(model, batches) if takes_batches else evaluator(model)
 
 
 def metrics_of(returned: Any) -> dict[str, float]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
-from bncheck.checkpoints import tensors
+from bncheck.checkpoints.limits import largest_tensor, tensors_up_to
 from bncheck.checkpoints.state_dicts import BESIDE_WRAPPER, COUNTER, prefix_stripper
 from bncheck.errors import ModelError
 from bncheck.evaluation.models import foreign_code
@@ -16,7 +15,7 @@ from bncheck.matching import common_prefix, modules_of
 from bncheck.wording import few
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from bncheck.subjects import Group, Tensor
 
@@ -109,22 +108,8 @@ def value_of(tensor: Tensor, own: torch.Tensor | None) -> torch.Tensor:
     One that the model has no place for need not be read: without numbers, torch can still say what does not fit.
     """
     fits = own is not None and not differs(tensor, own)
-    if tensor.read is None or (not fits and tensor.size > tensors.MAX_ELEMENTS):
+    if tensor.read is None or (not fits and tensor.size > largest_tensor()):
         return torch.empty(tensor.shape, device="meta")
-    with up_to(tensor.size):
+    with tensors_up_to(tensor.size):
         values = tensor.read()
     return torch.from_numpy(values.reshape(tensor.shape).copy())
-
-
-@contextmanager
-def up_to(elements: int) -> Iterator[None]:
-    """Lets the readers read tensors of that size, as large as the model itself has them.
-
-    They refuse more than a per-channel tensor has, since a few bytes of a file can describe any shape.
-    """
-    before = tensors.MAX_ELEMENTS
-    tensors.MAX_ELEMENTS = max(before, elements)
-    try:
-        yield
-    finally:
-        tensors.MAX_ELEMENTS = before

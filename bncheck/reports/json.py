@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from bncheck import __version__
 
 if TYPE_CHECKING:
-    from bncheck.findings import Distribution, LayerSummary, Report, Run
+    from bncheck.findings import Distribution, Finding, LayerSummary, Report, Run
     from bncheck.subjects import Setting
 
 # Raised when a key changes its meaning or goes away, not when one is added.
@@ -28,6 +28,7 @@ def write(run: Run, out: TextIO) -> None:
         "command": run.command,
         "exit_code": run.exit_code,
         "reports": [report_object(report) for report in run.reports],
+        "remarks": run.remarks,
     }
     json.dump(plain(document), out, indent=2, allow_nan=False)
     out.write("\n")
@@ -40,18 +41,10 @@ def report_object(report: Report) -> dict[str, Any]:
         "error": report.error and {"message": report.error.message, "hint": report.error.hint},
         "verdict": report.verdict.value,
         "layers": [layer_object(layer) for layer in report.layers],
-        "findings": [
-            {
-                "rule": finding.rule,
-                "severity": finding.severity.value,
-                "layer": finding.layer,
-                "group": finding.group,
-                "message": finding.message,
-                "measured": finding.measured,
-                "fix": finding.fix,
-            }
-            for finding in report.findings
-        ],
+        "fail_on": report.fail_on and report.fail_on.value,
+        "findings": [finding_object(finding) for finding in report.findings],
+        "suppressed": [{"finding": finding_object(held.finding), "reason": held.reason} for held in report.suppressed],
+        "checks": [{"name": check.name, "done": check.done, "reason": check.reason} for check in report.checks],
         "measurements": report.measurements,
         "undecided": [
             {"rule": open_.rule, "layer": open_.layer, "group": open_.group, "reason": open_.reason}
@@ -61,6 +54,18 @@ def report_object(report: Report) -> dict[str, Any]:
         "globals": [{"name": name, "use": use} for name, use in report.globals],
         "facts": report.facts,
         "notes": report.notes,
+    }
+
+
+def finding_object(finding: Finding) -> dict[str, Any]:
+    return {
+        "rule": finding.rule,
+        "severity": finding.severity.value,
+        "layer": finding.layer,
+        "group": finding.group,
+        "message": finding.message,
+        "measured": finding.measured,
+        "fix": finding.fix,
     }
 
 
@@ -106,11 +111,13 @@ def distribution_object(distribution: Distribution | None) -> dict[str, Any] | N
 
 
 def plain(value: Any) -> Any:
-    """The value with every float that JSON lacks as a string."""
+    """The value with every float that JSON lacks as a string, and lone surrogates spelled out: parsers refuse them."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
     if isinstance(value, float) and not math.isfinite(value):
         return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
     if isinstance(value, Mapping):
-        return {str(key): plain(held) for key, held in value.items()}
+        return {plain(str(key)): plain(held) for key, held in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(held) for held in value]
     return value

@@ -7,7 +7,6 @@ location.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from urllib.parse import quote
 
 from bncheck import __version__
-from bncheck.findings import Severity
+from bncheck.findings import Severity, fingerprint
 from bncheck.reports.phrases import THE_MODULE, path_from_here, place, undecided_rules
 from bncheck.reports.text import escaped
 from bncheck.rules import RULES
@@ -122,15 +121,6 @@ def results(run: Run, index: Mapping[str, int]) -> Iterator[dict[str, Any]]:
                 justified = {"kind": "external", "justification": escaped(reason or "")}
                 result["suppressions"] = [] if reason is None else [justified]
             yield result
-
-
-def fingerprint(finding: Finding) -> str:
-    """Tells a finding from any other of its file, and is the same when the file is renamed or written anew.
-
-    GitHub merges results of a line with equal fingerprints, and all stand on line 1.
-    """
-    told_apart_by = json.dumps([finding.rule, finding.group or "", finding.layer])
-    return hashlib.sha256(told_apart_by.encode("ascii")).hexdigest()[:16]
 
 
 def location(report: Report, said: Finding | Undecided | None = None) -> dict[str, Any]:

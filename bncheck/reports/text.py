@@ -87,7 +87,11 @@ class Page:
             if index and not self.style.quiet:
                 self.line()
             self.report(report)
-        if len(run.reports) > 1:
+        if run.command == "gate":
+            from bncheck.reports.text_gate import write_end
+
+            write_end(self, run)
+        elif len(run.reports) > 1:
             self.total(run)
 
     def total(self, run: Run) -> None:
@@ -108,35 +112,35 @@ class Page:
                 self.line(escaped(report.error.hint), indent=8, first=Text("  hint: ", style="dim"))
             return
         word, color = VERDICTS[report.verdict]
-        name = escaped(report.subjects[0])
-        end = ""
-        if report.measurements:
-            from bncheck.reports.text_evaluation import headline
-
-            end = f": {headline(report)}"
-        elif self.style.quiet:
-            end = f": {found(report) if report.layers else 'no BatchNorm layer'}"
-        self.console.print(Text.assemble((f"{word} ", color), (name, "bold"), end), soft_wrap=True)
+        if report.checks and report.verdict is Verdict.UNDECIDED:
+            word = "INCONCLUSIVE"
+        part = part_for(report)
+        end = f": {part.headline(report)}" if part else f": {found_in_layers(report)}" if self.style.quiet else ""
+        self.console.print(
+            Text.assemble((f"{word} ", color), (escaped(" -> ".join(report.subjects)), "bold"), end), soft_wrap=True
+        )
         if self.style.quiet:
             return
         self.line(escaped(summary(report)), indent=2)
         if self.style.verbose and report.facts:
             facts = ", ".join(f"{name} {value}" for name, value in report.facts.items())
             self.line(escaped(facts), indent=2)
-        if report.measurements:
-            from bncheck.reports.text_evaluation import write_measurements
-
-            write_measurements(self, report)
+        if part:
+            part.write_body(self, report)
         else:
-            groups = by_group(report.layers)
-            for group, layers in groups.items():
-                self.group(group, layers, alone=len(groups) == 1)
+            self.groups(report)
         self.findings(report.findings)
+        self.suppressed(report)
         if report.notes:
             self.line()
         for note in report.notes:
             self.line(escaped(note), indent=7, first=Text("  note ", style=SEVERITIES[Severity.NOTE]))
         self.undecided(report)
+
+    def groups(self, report: Report) -> None:
+        groups = by_group(report.layers)
+        for group, layers in groups.items():
+            self.group(group, layers, alone=len(groups) == 1)
 
     # -- the layers of a group
 
@@ -253,6 +257,19 @@ class Page:
                 self.line((f"({count(len(first_of) - 1, 'other message')} with --verbose)", "dim"), indent=4)
                 break
 
+    def suppressed(self, report: Report) -> None:
+        """What does not count, and why: once for each rule and reason."""
+        alike: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+        for held in report.suppressed:
+            layer = held.finding.layer
+            alike[held.finding.rule, held.reason].append("" if layer is None else place(held.finding))
+        if alike:
+            self.line()
+        for (rule, reason), places in alike.items():
+            named = [escaped(name) for name in places if name]
+            where = f" in {few(named)}" if named else ""
+            self.line((f"suppressed {rule}{where}: {escaped(reason)}", "dim"), indent=4, first=Text("  "))
+
     def undecided(self, report: Report) -> None:
         """Each reason once, with the rules and the layers for which it holds."""
         layers_of: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
@@ -270,6 +287,34 @@ class Page:
 
 
 # -- words for a report
+
+
+def part_for(report: Report) -> Any:
+    """The module that knows the body and the first line of this kind of report; None for that of inspect.
+
+    Each has `headline(report)` and `write_body(page, report)`.
+    """
+    if report.checks:
+        from bncheck.reports import text_gate
+
+        return text_gate
+    if "pair" in report.measurements:
+        from bncheck.reports import text_diff
+
+        return text_diff
+    if "recalibration" in report.measurements:
+        from bncheck.reports import text_recalibration
+
+        return text_recalibration
+    if report.measurements:
+        from bncheck.reports import text_evaluation
+
+        return text_evaluation
+    return None
+
+
+def found_in_layers(report: Report) -> str:
+    return found(report) if report.layers else "no BatchNorm layer"
 
 
 def summary(report: Report) -> str:

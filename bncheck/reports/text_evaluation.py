@@ -24,6 +24,7 @@ ARTEFACTS = {
     "torchscript": "TorchScript",
     "exported": "exported program",
 }
+TRAIN_MODE = "cost of train mode"  # the name of the probe
 # What the first line says of a finding; the gravest first.
 HEADLINES = {
     "changed-in-evaluation": "evaluation rewrites the statistics of {layers}",
@@ -37,8 +38,8 @@ HEADLINES = {
 def headline(report: Report) -> str:
     """The verdict in words: the gravest finding, or what is certain without one."""
     for rule, words in HEADLINES.items():
-        layers = [finding for finding in report.findings if finding.rule == rule]
-        if layers and any(finding.severity.value != "note" for finding in layers):
+        layers = [finding for finding in report.findings if finding.rule == rule and finding.severity.value != "note"]
+        if layers:
             named = [finding for finding in layers if finding.layer is not None]
             shown = f"{len(named):,} of {count(len(report.layers), 'BatchNorm layer')}" if named else "the model"
             return words.format(layers=shown)
@@ -55,7 +56,7 @@ def headline(report: Report) -> str:
     return ", ".join(certain) or "nothing found, and not all decided"
 
 
-def write_measurements(page: Page, report: Report) -> None:
+def write_body(page: Page, report: Report) -> None:
     """What was measured; of which findings are made follows after it."""
     numbers = report.measurements
     page.line()
@@ -95,6 +96,8 @@ def drift_lines(numbers: Numbers) -> list[tuple[str, str]]:
     cost = numbers["train_mode"]
     if "output_change" in cost:
         lines.append(("a pass in train mode", f"{consequence(cost)}{intervals(cost['by_batches'])}"))
+    elif TRAIN_MODE in numbers["not_measured"]:
+        lines.append(("a pass in train mode", f"not measured: {numbers['not_measured'][TRAIN_MODE]}"))
     if numbers["fit"]:
         lines.append(("data's statistics", f"{consequence(numbers['fit'])} if they replace the stored ones"))
     return lines

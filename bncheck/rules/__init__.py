@@ -13,6 +13,8 @@ from bncheck.rules.depends_on_batch import RULE as DEPENDS_ON_BATCH
 from bncheck.rules.differs_between_runs import RULE as DIFFERS_BETWEEN_RUNS
 from bncheck.rules.dummy_input_statistics import RULE as DUMMY_INPUT_STATISTICS
 from bncheck.rules.extreme_gain import RULE as EXTREME_GAIN
+from bncheck.rules.frozen_but_drifting import RULE as FROZEN_BUT_DRIFTING
+from bncheck.rules.impossible_lineage import RULE as IMPOSSIBLE_LINEAGE
 from bncheck.rules.inconsistent_settings import RULE as INCONSISTENT_SETTINGS
 from bncheck.rules.invalid_momentum import RULE as INVALID_MOMENTUM
 from bncheck.rules.lost_eps import RULE as LOST_EPS
@@ -24,10 +26,13 @@ from bncheck.rules.never_updated_statistics import RULE as NEVER_UPDATED_STATIST
 from bncheck.rules.no_running_statistics import RULE as NO_RUNNING_STATISTICS
 from bncheck.rules.non_finite_statistics import RULE as NON_FINITE_STATISTICS
 from bncheck.rules.output_not_finite import RULE as OUTPUT_NOT_FINITE
+from bncheck.rules.ranks_disagree import RULE as RANKS_DISAGREE
 from bncheck.rules.saved_in_train_mode import RULE as SAVED_IN_TRAIN_MODE
+from bncheck.rules.settings_changed import RULE as SETTINGS_CHANGED
 from bncheck.rules.stale_averaged_statistics import RULE as STALE_AVERAGED_STATISTICS
 from bncheck.rules.statistics_do_not_fit_data import RULE as STATISTICS_DO_NOT_FIT_DATA
 from bncheck.rules.statistics_do_not_fit_weights import RULE as STATISTICS_DO_NOT_FIT_WEIGHTS
+from bncheck.rules.statistics_lost import RULE as STATISTICS_LOST
 from bncheck.rules.swapped_momentum import RULE as SWAPPED_MOMENTUM
 from bncheck.rules.sync_batchnorm import RULE as SYNC_BATCHNORM
 from bncheck.rules.tracking_switched_off import RULE as TRACKING_SWITCHED_OFF
@@ -70,4 +75,6 @@ INSPECT_RULES = (
 
 DRIFT_RULES = (CHANGED_IN_EVALUATION, STATISTICS_DO_NOT_FIT_DATA)
 REPEAT_RULES = (DIFFERS_BETWEEN_RUNS, DEPENDS_ON_BATCH, OUTPUT_NOT_FINITE)
-RULES = (*INSPECT_RULES, *DRIFT_RULES, *REPEAT_RULES)
+PAIR_RULES = (STATISTICS_LOST, IMPOSSIBLE_LINEAGE, FROZEN_BUT_DRIFTING, RANKS_DISAGREE, SETTINGS_CHANGED)
+DIFF_RULES = (*PAIR_RULES, STALE_AVERAGED_STATISTICS)
+RULES = (*INSPECT_RULES, *DRIFT_RULES, *REPEAT_RULES, *PAIR_RULES)

@@ -5,14 +5,15 @@
 The values of every running_mean and running_var before and after the evaluation, as the artefact ships or as the
 user's own function does it. Any bit that changed is an error. It says how many updates were made
 (num_batches_tracked), how far the statistics went in standard deviations of the layer, and which layers were in train
-mode. A layer whose counter moved alone (momentum 0) counts as a note.
+mode. A layer that ran in train mode with track_running_stats switched off normalises by the batch as well and leaves no
+trace: a warning. A layer whose counter moved alone (momentum 0) counts as a note.
 
 ## Why it matters
 
 In train mode a BatchNorm normalises by the batch, so that results depend on which images stand together, and every
 forward moves the statistics that the released model will use: without an optimizer, under torch.no_grad(), and with
-requires_grad=False as well. Running the evaluation twice does not show it: on the same batches the outputs are equal bit
-for bit. On a ResNet-18 one accidental pass over 32 images changed 44 % of the predictions.
+requires_grad=False as well. Running the evaluation twice does not show it: on the same batches the outputs are equal
+bit for bit. On a ResNet-18 one accidental pass over 32 images changed 44 % of the predictions.
 
 ## When it is wrong
 
@@ -58,12 +59,16 @@ def check(evaluation: Evaluation) -> Iterator[Evidence | CannotTell]:
             yield moved(evaluated, evaluation.watched)
         elif evaluated.updates:
             yield counted_only(evaluated)
+        elif evaluated.untracked and evaluated.layer.has("running_mean"):
+            yield untracked(evaluated, evaluation.watched)
 
 
 def moved(evaluated: EvaluatedLayer, watched: str) -> Evidence:
     layer = evaluated.layer
-    updates = f" in {count(evaluated.updates, 'update')}" if evaluated.updates else ""
+    updates = f" in {count(evaluated.updates, 'update')}" if evaluated.updates and evaluated.updates > 0 else ""
     message = f"the statistics moved{updates} during evaluation ({watched})"
+    if evaluated.as_shipped is None:
+        message = f"evaluation ({watched}) took the running statistics away, and normalised by the batch from then on"
     measured: dict[str, object] = {"updates": evaluated.updates, "training": evaluated.training}
     if evaluated.as_shipped is not None:
         far = {
@@ -82,11 +87,24 @@ def moved(evaluated: EvaluatedLayer, watched: str) -> Evidence:
     return Evidence(message, fix, layer, measured)
 
 
+def untracked(evaluated: EvaluatedLayer, watched: str) -> Evidence:
+    return Evidence(
+        f"it ran in train mode with track_running_stats off during evaluation ({watched}), so that it normalised by "
+        "the batch, and its statistics were neither read nor moved",
+        "Call model.eval() before evaluating, and leave track_running_stats as it was.",
+        evaluated.layer,
+        {"updates": evaluated.updates, "training": evaluated.training},
+        Severity.WARNING,
+    )
+
+
 def counted_only(evaluated: EvaluatedLayer) -> Evidence:
     assert evaluated.updates is not None
+    forth = f"counted {evaluated.updates:,} batch{'es' * (evaluated.updates != 1)}"
+    counted = forth if evaluated.updates > 0 else f"went back by {-evaluated.updates:,}"
     return Evidence(
-        f"num_batches_tracked counted {count(evaluated.updates, 'batch').replace('batchs', 'batches')} during evaluation "
-        "while the statistics stayed: train mode with momentum 0, or one that failed",
+        f"num_batches_tracked {counted} during evaluation while the statistics stayed: train mode with momentum 0, "
+        "or a forward that failed",
         "Call model.eval() before evaluating.",
         evaluated.layer,
         {"updates": evaluated.updates, "training": evaluated.training},

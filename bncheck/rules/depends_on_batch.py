@@ -66,6 +66,8 @@ def check(evaluation: Evaluation) -> Iterator[Evidence | CannotTell]:
         return
     if repeat.other_company_max_difference <= repeat.company_tolerance and not repeat.fails_alone:
         return
+    if not repeat.company_causes:
+        yield without_cause(repeat)
     for cause in repeat.company_causes:
         yield Evidence(
             f"{cause.explanation}: outputs of the same samples differ by up to "
@@ -79,6 +81,24 @@ def check(evaluation: Evaluation) -> Iterator[Evidence | CannotTell]:
                 "tolerance": repeat.company_tolerance,
             },
         )
+
+
+def without_cause(repeat: Repeat) -> Evidence:
+    """Batches of one fail and larger ones agree; or the difference went away when its cause was looked for."""
+    difference, tolerance = repeat.other_company_max_difference or 0.0, repeat.company_tolerance or 0.0
+    agree = difference <= tolerance
+    found = (
+        "a batch of one raises an error, while larger ones agree"
+        if agree
+        else f"outputs of the same samples differ by up to {number(difference)} of the largest in other batches "
+        f"({repeat.company_dtype}; {number(tolerance)} is rounding), and the cause did not show{consequences(repeat)}"
+    )
+    return Evidence(
+        found,
+        "Run the model on a single sample." if agree else FIXES[CauseKind.BATCH_COUPLING.value],
+        measured={"cause": None, "difference": difference, "tolerance": tolerance},
+        severity=Severity.WARNING if agree else None,
+    )
 
 
 def consequences(repeat: Repeat) -> str:

@@ -2,8 +2,8 @@
 
 ## What it checks
 
-Every output of an evaluation is finite. If one is not, the first module is named whose input was finite and whose output
-is not.
+Every output of an evaluation is finite. If one is not, the first module is named whose input was finite and whose
+output is not.
 
 ## Why it matters
 
@@ -35,12 +35,24 @@ if TYPE_CHECKING:
 
     from bncheck.subjects import Evaluation
 
+PROBE = "repeat"
+INPUT = "the input itself"  # what the probe names where no module is to blame
+
 
 def check(evaluation: Evaluation) -> Iterator[Evidence | CannotTell]:
     repeat = evaluation.repeat
+    if repeat is not None and repeat.same_batches_max_difference is None:
+        yield CannotTell(evaluation.unable.get(PROBE, "the model was not run"))
     if repeat is None or repeat.first_non_finite is None:
         return
     share = f" for {repeat.non_finite_samples:,} of {evaluation.samples:,} samples" if repeat.non_finite_samples else ""
+    if repeat.first_non_finite == INPUT:
+        yield Evidence(
+            f"the output is NaN or infinite{share}; so is the input already",
+            "Look for NaN and infinity in the data and their preprocessing, such as a division by zero.",
+            measured={"module": INPUT, "samples": repeat.non_finite_samples},
+        )
+        return
     yield Evidence(
         f"the output is NaN or infinite{share}; the first to make it of finite numbers is {repeat.first_non_finite}",
         "Look at that module: statistics that are not finite, a division by zero, an overflow in half precision.",

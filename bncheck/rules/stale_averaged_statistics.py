@@ -4,7 +4,8 @@
 
 Two sets of weights of one network in one file, as training checkpoints hold them ("model" and "ema"; a group with
 n_averaged; a part of one state_dict that is called ema, swa or teacher; or two groups with the same layers). Of the
-averaged one:
+averaged one (diff compares two files in the same way, where the name of one, or of its group, says that it holds
+an average or a merge):
 
 - statistics still at mean 0 and variance 1 where the raw network has others: they were never averaged nor copied
   (error);
@@ -58,13 +59,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bncheck.matching import Comparison, LayerPair
-    from bncheck.subjects import Checkpoint, Group
+    from bncheck.subjects import Checkpoint, CheckpointPair, Group
 
 # ||a - b|| / ||a|| above which parameters are others: rounding to half precision makes 2e-4, an average that has just
 # started less, one of some epochs several per cent.
 SAME_PARAMETERS = 1e-3
 # What averaged weights are called: a word of the name of a group, or of a module inside a group.
 AVERAGED = re.compile(r"(^|[._-])(ema|swa|avg|averaged?|shadow|teacher|polyak)($|[._-])", re.IGNORECASE)
+# What files of merged weights are called besides.
+MERGED = re.compile(r"(^|[._-])(merged?|soups?)($|[._-])", re.IGNORECASE)
 COUNT_OF_AVERAGED_MODEL = "n_averaged"
 AVERAGE_BUFFERS = "Run torch.optim.swa_utils.update_bn on training data, or average the buffers as well."
 
@@ -89,6 +92,32 @@ def check(checkpoint: Checkpoint) -> Iterator[Evidence | CannotTell]:
         elif evidence := copied(first, second, found, checkpoint.optimizer_steps, named=named):
             yield evidence
             told.update((second.name,) if named else (first.name, second.name))
+
+
+def check_pair(pair: CheckpointPair) -> Iterator[Evidence | CannotTell]:
+    """The same of two files, of which one holds averaged weights by its name or that of its group."""
+    for group in pair.groups:
+        sides = ((group.before, pair.before), (group.after, pair.after))
+        raw = [in_file(*side) for side in sides if not holds_average(*side)]
+        averaged = [in_file(*side) for side in sides if holds_average(*side)]
+        found = compare(raw[0], averaged[0]) if raw and averaged else None
+        if found is None:
+            continue
+        steps = (pair.after if holds_average(*sides[0]) else pair.before).optimizer_steps
+        if found.initial:
+            yield from (never_averaged(layers, raw[0]) for layers in found.initial)
+        elif evidence := copied(raw[0], averaged[0], found, steps, named=True):
+            yield evidence
+
+
+def in_file(group: Group, checkpoint: Checkpoint) -> Group:
+    """The group, named as a report of two files names it: `last.pt: ema`."""
+    return replace(group, name=f"{checkpoint.source}: {group.name}" if group.name else checkpoint.source)
+
+
+def holds_average(group: Group, checkpoint: Checkpoint) -> bool:
+    file = re.split(r"[\\/]", checkpoint.source)[-1]  # folders say nothing of a file
+    return is_averaged(group) or bool(AVERAGED.search(file) or MERGED.search(file))
 
 
 def copied(raw: Group, averaged: Group, found: Comparison, steps: int | None, *, named: bool) -> Evidence | None:
@@ -194,5 +223,6 @@ RULE = Rule(
     "two sets of weights of one network in one file",
     __doc__,
     checkpoint=check,
-    supersedes=("never-updated-statistics",),
+    pair=check_pair,
+    supersedes=("never-updated-statistics", "statistics-lost"),
 )

@@ -16,7 +16,8 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
-from bncheck.checkpoints import distributed
+from bncheck.checkpoints import distributed, read_checkpoint
+from bncheck.checkpoints.limits import tensors_up_to
 from bncheck.checkpoints.source import FileSource
 from bncheck.errors import UnreadableError, UnsupportedError
 from bncheck.subjects import Checkpoint
@@ -294,3 +295,15 @@ def test_a_half_precision_tensor_and_an_empty_one_are_read(tmp_path: Path) -> No
     assert layer.running_mean.tolist() == [1.0, 1.0, 1.0]
     assert layer.running_var is not None
     assert layer.running_var.size == 0
+
+
+def test_a_convolution_is_read_where_the_model_has_one_of_its_size(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(512, 256, 3), nn.BatchNorm2d(256))
+    with FileSource(save(network.state_dict(), tmp_path / "saved")) as source:
+        [group] = read_checkpoint(source).groups
+        tensor = group.tensors["0.weight"]
+        assert tensor.read is not None
+        with pytest.raises(UnreadableError, match="more elements"):
+            tensor.read()
+        with tensors_up_to(tensor.size):
+            assert np.array_equal(tensor.read(), network[0].weight.detach().numpy())

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bncheck.checkpoints import pt2
+from bncheck.checkpoints import pt2, read_checkpoint
 from bncheck.checkpoints.source import FileSource
 from bncheck.errors import UnreadableError, UnsupportedError
 from bncheck.subjects import BatchNormLayer, Checkpoint, Known, Normalises, stored
@@ -376,3 +376,23 @@ assert read_checkpoint(FileSource(Path({str(path)!r}))).layers
 assert not {{"torch", "onnx"}} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_constant_that_torch_unpickles_whatever_the_table_says_is_listed(tmp_path: Path) -> None:
+    """torch.export.load goes by the name `opaque_obj_`: it would call what the pickle says."""
+    torch.export.save(torch.export.export(nn.BatchNorm2d(2).eval(), (torch.ones(1, 2, 3, 3),)), tmp_path / "honest.pt2")
+    meta = {
+        "dtype": 1, "sizes": [{"as_int": 4}], "strides": [{"as_int": 1}], "storage_offset": {"as_int": 0}, "layout": 7,
+        "requires_grad": False, "device": {"type": "cpu", "index": None},
+    }  # fmt: skip
+    entry = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": False, "tensor_meta": meta}
+    payload = {"config": {"a": entry}}
+    with zipfile.ZipFile(tmp_path / "honest.pt2") as honest, zipfile.ZipFile(tmp_path / "planted.pt2", "w") as planted:
+        for name in honest.namelist():
+            is_table = name.endswith("constants_config.json")
+            planted.writestr(name, json.dumps(payload).encode() if is_table else honest.read(name))
+        root = honest.namelist()[0].partition("/")[0]
+        planted.writestr(f"{root}/data/constants/opaque_obj_0", b"cos\ngetenv\n(VHOME\ntR.")
+    with FileSource(tmp_path / "planted.pt2") as source:
+        called = [reference.path for reference in read_checkpoint(source).globals if reference.use == "called"]
+    assert "os.getenv" in called

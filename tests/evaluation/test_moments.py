@@ -6,7 +6,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -84,6 +84,8 @@ SHAPES = st.sampled_from([(7, 3), (1, 2, 1), (5, 4, 6), (6, 3, 5, 7), (4, 2, 12,
 def test_any_split_into_batches_gives_the_moments_of_the_whole(
     shape: tuple[int, ...], sizes: list[int], mean: float, deviation: float, dtype: torch.dtype, layout: str, seed: int
 ) -> None:
+    # Beyond that, float64 itself is at its end: it holds 1e-16 of the mean, and only float64 data can be like that.
+    assume(abs(mean) <= 1e8 * deviation or dtype != torch.float64)
     generator = torch.Generator().manual_seed(seed)
     data = torch.randn(shape, generator=generator, dtype=torch.float64) * deviation + mean
     data = data.to(dtype).nan_to_num()

@@ -130,6 +130,31 @@ def test_nothing_is_written_where_nothing_changed() -> None:
     assert [tensor._version for tensor in module.state_dict(keep_vars=True).values()] == versions
 
 
+@pytest.mark.skipif(not hasattr(torch._C, "_get_fp32_precision_getter"), reason="torch 2.9 and later")
+def test_the_newer_settings_of_tf32_are_put_back_exactly() -> None:
+    """Writing the older setting alone would leave "ieee" where nothing was set."""
+    module = Net()
+    before = torch.backends.cuda.matmul.fp32_precision
+    with restored(module):
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+    assert torch.backends.cuda.matmul.fp32_precision == before
+    with restored(module):
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+    assert torch.backends.cuda.matmul.fp32_precision == before
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+    assert torch.backends.cudnn.allow_tf32
+
+
+def test_a_model_made_in_inference_mode_is_restored() -> None:
+    with torch.inference_mode():
+        module = Net()
+    with unchanged(module), restored(module), torch.inference_mode():
+        train_and_run(module)
+        for tensor in module.parameters():
+            tensor.data = tensor.data.double()
+
+
 def test_one_copy_of_the_tensors_is_held() -> None:
     def held() -> int:
         tensors = [value for value in gc.get_objects() if type(value) in (Tensor, nn.Parameter)]
@@ -184,7 +209,7 @@ CHANGES: dict[str, Callable[[Net], object]] = {
     "a plain tensor": lambda net: net.plain.add_(1),
     "a method of its own": lambda net: setattr(net, "forward", print),
     "a class": lambda net: setattr(net.stem[1], "__class__", nn.BatchNorm1d),
-    "a module in a plain list": lambda net: net.unseen[0](torch.randn(3, 2)),
+    "a module in a plain list": lambda net: net.unseen[0](torch.ones(3, 2)),
     "random": lambda _: random.random(),
     "numpy": lambda _: np.random.rand(),
     "torch": lambda _: torch.rand(1),

@@ -107,6 +107,7 @@ def test_a_cell_is_read_as_it_is(text: str) -> None:
     shown = escaped(text)
     row = f"| a | b |\n| --- | --- |\n| {cell(shown)} | end |\n"
     inlines = [token for token in PARSER.parse(row) if token.type == "inline"]
+    assert not set("<>") & set(cell(shown))
     assert [shown.strip(), "end"] == [plain(token) for token in inlines[2:]]
 
 

@@ -168,9 +168,11 @@ def test_without_suppressions_no_result_speaks_of_them() -> None:
         ("s3:model.pt", "s3%3Amodel.pt"),  # no scheme
         ("größe.pt", "gr%C3%B6%C3%9Fe.pt"),
         ("bad\udcff.pt", "bad%FF.pt"),  # a byte of a file name that is not UTF-8
+        ("\ud800.pt", "%ED%A0%80.pt"),
         ("/elsewhere/model.pt", "file:///elsewhere/model.pt"),
         ("//elsewhere/model.pt", "file:///elsewhere/model.pt"),
     ],
+    ids=["relative", "dot", "above", "reserved", "colon", "umlauts", "bytes", "surrogate", "absolute", "two slashes"],
 )
 def test_paths_are_uris(path: str, expected: str) -> None:
     assert expected == uri(path)

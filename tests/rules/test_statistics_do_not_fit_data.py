@@ -1,0 +1,134 @@
+"""Statistics far from what the layers see on the data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bncheck.rules.statistics_do_not_fit_data import RULE
+from bncheck.subjects import Agreement, Evaluation, stored
+from tests.rules.evaluations import answers, evaluated, evaluation, fitted, left_open, message, said
+
+NAN = float("nan")
+
+
+def agreement(changed: float | None) -> Agreement:
+    return Agreement(360, changed, 0.1)
+
+
+def few_samples(mean: float) -> Evaluation:
+    return evaluation(fitted(mean=mean, samples=20), samples=20, batches=1)
+
+
+QUIET: dict[str, Evaluation] = {
+    "sound": evaluation(fitted("a", 0.01), fitted("b", 0.02)),
+    "sound, high learning rate: the last layer lags": evaluation(
+        fitted("a", 0.002), fitted("b", 0.223), fit=agreement(0.046)
+    ),
+    "the first layer just below": evaluation(fitted("a", 0.099, 0.75)),
+    "a later layer just below": evaluation(fitted("a"), fitted("b", 0.49, 0.61)),
+    "few channels far off": evaluation(fitted(mean=[0, 0, 0, 50])),
+    "images that differ much: chance explains it": evaluation(fitted(mean=0.3, spread=2.0)),
+    "a small momentum tells more; here it is large": evaluation(fitted(mean=0.3, spread=1.0, momentum=stored(0.9))),
+    "channels that are dead in the layer and in the data do not count": evaluation(
+        fitted(mean=0, variance=[0, 0, 1, 1], running_var=[0, 0, 1, 1])
+    ),
+    "stored by batches, data of many classes in each": evaluation(fitted(variance=1.0, pooled=4.0)),
+    "stored for the population, small ordered batches": evaluation(fitted(variance=0.2, pooled=1.0)),
+    "no BatchNorm layer": evaluation(),
+}
+
+FIRES: dict[str, tuple[Evaluation, list[tuple[str, str]]]] = {
+    "no mean/std step: 0.37 at the first layer of a MobileNetV2": (
+        evaluation(fitted("a", 0.37, 0.04), fitted("b")),
+        [("warning", "a")],
+    ),
+    "pixels from 0 to 255": (evaluation(fitted("a", 85, 2666), fitted("b", 3)), [("warning", "a"), ("warning", "b")]),
+    "the variance alone": (evaluation(fitted(variance=0.5)), [("warning", "bn")]),
+    "ten updates after a reset": (
+        evaluation(fitted("a", 0.003), fitted("b", 0.642), fitted("c", 0.257)),
+        [("warning", "b")],
+    ),
+    "statistics that were reset": (
+        evaluation(fitted("a", 0.005, 0.6), fitted("b", 1.43)),
+        [("warning", "a"), ("warning", "b")],
+    ),
+    "the same with data that the user vouches for": (
+        evaluation(fitted("a", 0.005, 0.6), fitted("b", 1.43), in_distribution=True),
+        [("warning", "a"), ("error", "b")],
+    ),
+    "vouched for, and little": (evaluation(fitted(mean=0.3), in_distribution=True), [("warning", "bn")]),
+    "vouched for, little, and many predictions change": (
+        evaluation(fitted(mean=0.3), in_distribution=True, fit=agreement(0.21)),
+        [("error", "bn")],
+    ),
+    "each layer a little, and the predictions": (
+        evaluation(fitted("a", 0.05), fitted("b", 0.4), fit=agreement(0.16)),
+        [("warning", "")],
+    ),
+    "predictions, vouched for": (
+        evaluation(fitted(), fit=agreement(0.3), in_distribution=True),
+        [("error", "")],
+    ),
+    "no number fits NaN": (evaluation(fitted("a"), fitted("b", running_var=[NAN, 1, 1, 1])), [("error", "b")]),
+    "little data, and far beyond chance": (few_samples(85), [("warning", "bn")]),
+    "negative variances": (evaluation(fitted(running_var=-1)), [("warning", "bn")]),
+}
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_quiet(name: str) -> None:
+    assert answers(RULE, QUIET[name]) == []
+
+
+@pytest.mark.parametrize("name", FIRES)
+def test_fires(name: str) -> None:
+    examined, expected = FIRES[name]
+    assert expected == said(RULE, examined)
+
+
+def test_the_message_has_the_shift_its_noise_and_the_ratio() -> None:
+    examined = evaluation(fitted(mean=0.5, variance=4.0, spread=0.19))
+    chance = 0.19 * (1 / 360 + 0.1 / 1.9 / 16) ** 0.5
+    assert (
+        "lies 0.5 standard deviations from running_mean (median of the channels; "
+        f"{chance:.4g} is chance)" in message(RULE, examined)
+    )
+    assert "standard deviation at 2 of the stored one" in message(RULE, examined)
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [((fitted("a", 0.5), fitted("b", 0.6)), "preprocessing"), ((fitted("a"), fitted("b", 0.6)), "lag behind")],
+    ids=["at the first layer", "behind it"],
+)
+def test_the_place_of_the_first_drifting_layer_says_what_to_do(layers: tuple, expected: str) -> None:  # type: ignore[type-arg]
+    for answer in answers(RULE, evaluation(*layers)):
+        assert expected in answer.fix  # type: ignore[union-attr]
+
+
+def test_little_data_that_show_nothing_prove_nothing() -> None:
+    examined = few_samples(0.01)
+    assert said(RULE, examined) == []
+    [reason] = left_open(RULE, examined)
+    assert reason.startswith("20 samples in 1 batch are too few")
+
+
+def test_few_predictions_are_not_counted_on_little_data() -> None:
+    examined = evaluation(fitted(), samples=20, batches=1, fit=agreement(0.3))
+    assert said(RULE, examined) == []
+    assert len(left_open(RULE, examined)) == 1
+
+
+def test_a_model_whose_layers_were_not_seen_is_left_open() -> None:
+    assert left_open(RULE, evaluation(evaluated())) == ["no layer with running statistics was called"]
+    unable = {"fit to the data": "the graph runs in train mode"}
+    assert left_open(RULE, evaluation(evaluated(), unable=unable)) == ["the graph runs in train mode"]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bad", [NAN, float("inf"), -float("inf"), 1e38, 0.0])
+def test_no_number_of_the_data_or_the_layer_makes_it_raise(bad: float) -> None:
+    for examined in (fitted(mean=bad), fitted(variance=bad), fitted(running_var=bad), fitted(running_mean=bad)):
+        answers(RULE, evaluation(examined))
+    answers(RULE, evaluation(fitted(running_mean=np.float32(bad), running_var=[bad, 1, 1, 1], mean=[bad, 0, 0, 0])))
