@@ -6,6 +6,7 @@ One table of keys says what there is; reading, the JSON schema and `bncheck conf
 from __future__ import annotations
 
 import datetime
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -252,7 +253,10 @@ def normalised(key: str, value: Any, folder: Path) -> Any:
 
 
 def seen_from(path: str, folder: Path) -> str:
-    return str(folder / path) if folder != Path() else path
+    """Seen from where the command runs, as short as that is."""
+    whole = str(folder / path)
+    short = os.path.relpath(whole)
+    return whole if short.startswith(os.pardir) or Path(path).is_absolute() else short
 
 
 def spec_seen_from(spec: str, folder: Path) -> str:

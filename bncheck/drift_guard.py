@@ -105,6 +105,7 @@ class Guard:
 
             @functools.wraps(function)
             async def awaited(*arguments: P.args, **keywords: P.kwargs) -> Any:
+                __tracebackhide__ = True
                 with Guard(self.model, self.allow):
                     return await function(*arguments, **keywords)
 
@@ -112,6 +113,7 @@ class Guard:
 
         @functools.wraps(function)
         def called(*arguments: P.args, **keywords: P.kwargs) -> R:
+            __tracebackhide__ = True
             with Guard(self.model, self.allow):
                 return function(*arguments, **keywords)
 

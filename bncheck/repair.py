@@ -123,8 +123,19 @@ def layers_named(group: Group, globs: tuple[str, ...], path: Path) -> tuple[Batc
 def matched(
     layers: tuple[BatchNormLayer, ...], giving: Group, group: Group, other: Path
 ) -> list[tuple[BatchNormLayer, BatchNormLayer]]:
-    """Each layer with the one of the other checkpoint that has its name."""
-    pairs = layer_pairs(giving, replace(group, layers=layers))
+    """Each layer with the one of the other checkpoint that has its name, or has it behind a prefix.
+
+    A prefix must hold for all layers with statistics, since that of a few could be found in a wrong place.
+    """
+    by_name = {layer.name: layer for layer in giving.layers}
+    if all(layer.name in by_name for layer in layers):
+        return [(layer, by_name[layer.name]) for layer in layers]
+    held = tuple(layer for layer in group.layers if layer.running_mean is not None)
+    pairs = [
+        pair
+        for pair in layer_pairs(giving, replace(group, layers=held))
+        if any(pair.second is layer for layer in layers)
+    ]
     if not pairs:
         raise UsageError(
             f"{other} does not have the layers {few([layer.name for layer in layers])}",

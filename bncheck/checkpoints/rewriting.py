@@ -112,7 +112,8 @@ def plan_rewrite(source: Source, group_name: str, statistics: Mapping[str, NewSt
     absent = [name for name in statistics if name not in layers]
     if absent:
         raise UsageError(f"{source.name} has no statistics for {few(absent)}", "Name the model that it was saved from.")
-    writes, without_counter = [], []
+    writes: list[Write] = []
+    without_counter = []
     for name, new in statistics.items():
         writes += writes_of(layers[name], group, new, source.name)
         if new.counter is not None and key_of(layers[name], COUNTER) not in group.tensors:

@@ -4,6 +4,8 @@ A BatchNorm in train mode does not read its running statistics, so all that a fo
 starts at zero: with momentum m and c calls of the layer, it turns (mean, variance) into (1-m)^c (mean, variance) + u,
 where u is what it makes of zeros. So u, divided by 1 - (1-m)^c, is the average of the batch's own statistics; and this
 holds for a graph whose layers no hook can reach. With momentum=None the factor is 1/n in place of m, n the counter.
+A layer that stays in eval mode, or has a forward of its own, starts at its own statistics, since it may read them; what
+it adds to them is the difference, with a few digits less.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bncheck.errors import ModelError
 from bncheck.evaluation.calls import call
@@ -37,27 +40,56 @@ class Followed:
     batch_var: torch.Tensor | None = None
     weight: int = 0
 
-    def update(self, mean: torch.Tensor, var: torch.Tensor, calls: int, size: int) -> None:
-        """Takes what a forward of `size` samples with `calls` calls of the layer made of zeros."""
-        if self.momentum is None:
-            kept = self.counter / (self.counter + calls)
-            own = 1.0  # the cumulative average from a counter of 0
-            mean_added, var_added = mean * (1 - kept), var * (1 - kept)
-        else:
-            kept = (1 - self.momentum) ** calls
-            own = 1 - kept
-            mean_added, var_added = mean, var
-        self.mean = self.mean * kept + mean_added
-        self.var = self.var * kept + var_added
+    def update(self, made: Statistics, start: Statistics, calls: int, size: int) -> None:
+        """Takes what a forward of `size` samples with `calls` calls of the layer made of the statistics `start`."""
+        assert made.mean is not None
+        assert made.var is not None
+        assert start.mean is not None
+        assert start.var is not None
+        at_start = 0 if start.counter is None else int(start.counter)
+        kept, kept_of_start = (share_kept(self.momentum, counter, calls) for counter in (self.counter, at_start))
         self.counter += calls
-        if not own:
+        if kept_of_start == 1:
             return  # momentum 0: the layer counts and learns nothing
+        mean, var = (
+            (after.cpu().double() - kept_of_start * before.cpu().double()) / (1 - kept_of_start)
+            for after, before in ((made.mean, start.mean), (made.var, start.var))
+        )
+        self.mean = self.mean * kept + mean * (1 - kept)
+        self.var = self.var * kept + var * (1 - kept)
         if self.batch_mean is None or self.batch_var is None:
             self.batch_mean, self.batch_var = torch.zeros_like(mean), torch.zeros_like(var)
         self.weight += size
         share = size / self.weight
-        self.batch_mean += (mean / own - self.batch_mean) * share
-        self.batch_var += (var / own - self.batch_var) * share
+        self.batch_mean += (mean - self.batch_mean) * share
+        self.batch_var += (var - self.batch_var) * share
+
+
+def share_kept(momentum: float | None, counter: int, calls: int) -> float:
+    """How much of the running statistics is left after some calls of a layer that counted `counter` before."""
+    if momentum is None:
+        return counter / (counter + calls)
+    return float((1 - momentum) ** calls)
+
+
+def ignores_statistics(layer: torch.nn.Module) -> bool:
+    """Whether the layer is in train mode and does not read its running statistics there.
+
+    A forward of its own may read them: a frozen layer does, whatever its mode.
+    """
+    if not getattr(layer, "training", False):
+        return False
+    if isinstance(layer, torch.jit.ScriptModule):
+        return layer.original_name.startswith(("BatchNorm", "SyncBatchNorm"))
+    return type(layer).forward in (_BatchNorm.forward, torch.nn.SyncBatchNorm.forward)
+
+
+def calls_between(start: Statistics, made: Statistics) -> int:
+    """How often a layer was updated: by its counter; once if it moved and has none (old files) or one that stands."""
+    if start.var is None or made.var is None:
+        return 0
+    counted = 0 if start.counter is None or made.counter is None else int(made.counter) - int(start.counter)
+    return counted or int(not torch.equal(start.var, made.var))
 
 
 class TrainModeTrial:
@@ -100,7 +132,8 @@ class TrainModeTrial:
         """
         layers = self.runnable.layers
         current = snapshot(layers)
-        put_back(layers, self.zeros)
+        start = {name: self.zeros[name] if ignores_statistics(layers[name]) else held for name, held in current.items()}
+        put_back(layers, start)
         try:
             call(self.runnable.module, inputs)
             made = snapshot(layers)
@@ -113,13 +146,9 @@ class TrainModeTrial:
             for buffer, values in self.others:
                 buffer.copy_(values)
         for name, followed in self.followed.items():
-            mean, var, counter = made[name].mean, made[name].var, made[name].counter
-            if mean is None or var is None:
-                continue
-            # Without a counter (old files), a layer whose variance moved away from zero was called.
-            calls = int(bool(var.any())) if counter is None else int(counter)
+            calls = calls_between(start[name], made[name])
             if calls:
-                followed.update(mean.cpu().double(), var.cpu().double(), calls, size)
+                followed.update(made[name], start[name], calls, size)
         self.batches += 1
         if self.batches & (self.batches - 1) == 0:
             self.by_batches[self.batches] = self.statistics()
