@@ -9,7 +9,7 @@ COUNT ?= 20000
 .PHONY: demo test lint bench fuzz readme samples smoke clean
 
 demo: $(VENV)/installed  ## show what bncheck does, on the samples
-	$(BIN)/bncheck inspect $(SAMPLES)/healthy_module.pt
+	$(BIN)/bncheck drift $(SAMPLES)/saved-in-train-mode.pt --data $(SAMPLES)/digits --trust-pickle || test $$? -eq 1
 	@echo
 	$(BIN)/bncheck inspect $(SAMPLES)/non-finite-statistics.pt || test $$? -eq 1
 	@echo

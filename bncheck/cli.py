@@ -395,8 +395,11 @@ def recalibrate(
     given = locals()
     outputs = Outputs(format or [], [], Style(width, False if no_color else None, verbose, quiet))
     with one_numpy_thread():
+        from bncheck.config import configured
         from bncheck.repair import RepairOptions, copy_statistics, recalibrate_file
-    if not model_file:
+    configured_path = None if model_file else configured(Path.cwd())["checkpoint"]
+    path = model_file or (configured_path if isinstance(configured_path, str) else None)
+    if not path:
         raise UsageError("no model is named", "bncheck recalibrate MODEL --data DIR --output NEW.")
     if (data is None) == (from_ is None):
         raise UsageError(
@@ -414,12 +417,12 @@ def recalibrate(
         ignore=tuple(ignore or ()),
     )
     if from_ is not None:
-        finish("recalibrate", [copy_statistics(Path(model_file), from_, options)], outputs)
+        finish("recalibrate", [copy_statistics(Path(path), from_, options)], outputs)
     from bncheck.evaluation.recalibration import Method, RecalibrationOptions, Variance
 
     estimation = RecalibrationOptions(Method(method.value), Variance(variance.value), tuple(layer or ()), keep_frozen)
     with evaluation_progress("recalibrate") as progress:
-        report = recalibrate_file(Path(model_file), given, options, estimation, progress)
+        report = recalibrate_file(Path(path), given, options, estimation, progress)
     finish("recalibrate", [report], outputs)
 
 
@@ -440,6 +443,8 @@ def run_on_data(name: str, given: dict[str, Any]) -> None:
     path = given["model_file"] or (configured_path if isinstance(configured_path, str) else None)
     if not path:
         raise UsageError("no model is named", f"bncheck {name} MODEL, or checkpoint = ... under [tool.bncheck].")
+    if not given["model_file"]:
+        given = with_configured_model(given, defaults)
     if not given["data"]:
         raise UsageError("no data is named", f"bncheck {name} MODEL --data DIR, or --data module:callable.")
     from bncheck.diagnosis import diagnose_evaluation
@@ -449,6 +454,17 @@ def run_on_data(name: str, given: dict[str, Any]) -> None:
         evaluation = examine(name, Path(path), given, progress)
     report = diagnose_evaluation(evaluation, severity(given["fail_on"]), rules, channels=given.get("channels", False))
     finish(name, [report], outputs)
+
+
+def with_configured_model(given: dict[str, Any], config: Config) -> dict[str, Any]:
+    """The options with what the configuration says of its checkpoint, where the command line says nothing."""
+    from bncheck.gating import model_arguments
+
+    said = {key: config[key.replace("_", "-")] for key in ("model", "evaluator", "group", "trust_pickle")}
+    said["model_arg"] = model_arguments(config)
+    said["main"] = Path(config["main"]) if config["main"] else None
+    said["python_path"] = [Path(folder) for folder in config["python-path"]]
+    return {**given, **{key: value for key, value in said.items() if value and not given[key]}}
 
 
 @contextmanager

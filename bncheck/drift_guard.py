@@ -1,10 +1,10 @@
 """`bncheck.guard`: fails code of the user's own that moves the statistics of BatchNorm layers.
 
-    with bncheck.guard(model):
-        evaluate(model)
+with bncheck.guard(model):
+    evaluate(model)
 
-    @bncheck.guard(model, allow=["discriminator.*"])
-    def validate() -> float: ...
+@bncheck.guard(model, allow=["discriminator.*"])
+def validate() -> float: ...
 """
 
 from __future__ import annotations
@@ -151,7 +151,9 @@ def hint(found: Iterable[Change]) -> str:
             "nn.ModuleList or nn.ModuleDict, then call model.eval() before the block."
         )
     if any(change.training[0] for change in found):
-        return "Call model.eval() before the block, on frozen parts too; allow=[...] lets layers move that are meant to."
+        return (
+            "Call model.eval() before the block, on frozen parts too; allow=[...] lets layers move that are meant to."
+        )
     return (
         "The layers were in eval mode at the start: something inside called train(), wrote to the buffers, or ran "
         "DistributedDataParallel, which copies the buffers of rank 0 (broadcast_buffers=False keeps them)."

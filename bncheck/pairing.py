@@ -381,20 +381,18 @@ class Feeders:
     """The convolutions and linear layers in front of the BatchNorm layers of two groups.
 
     In the order of registration it is the last weight before the layer that has as many outputs, beside the layer if
-    there is one. safetensors sorts by name: then the order of the other file is used, and where both are sorted, the
-    weights beside the layer.
+    there is one. safetensors sorts by dtype and name: then the order of the other file is used, and where both are
+    sorted, all such weights beside the layer.
     """
 
     def __init__(self, first: Group, second: Group, naming: Naming) -> None:
         self.first, self.second, self.naming = first, second, naming
         self.order = list(first.tensors)
-        self.ordered = self.order != sorted(self.order)
-        if not self.ordered:
+        self.ordered = is_ordered(self.order)
+        if not self.ordered and is_ordered(list(second.tensors)):
             position = {name: place for place, name in enumerate(second.tensors)}
-            if list(position) != sorted(position):
-                own = [(position.get(naming.name(name) or "", len(position)), name) for name in first.tensors]
-                self.order = [name for _, name in sorted(own)]
-                self.ordered = True
+            self.order.sort(key=lambda name: position.get(naming.name(name) or "", len(position)))
+            self.ordered = True
         self.position = {name: place for place, name in enumerate(self.order)}
         self.weights = [
             (place, name, first.tensors[name].shape)
@@ -430,6 +428,17 @@ class Feeders:
         other_name = self.naming.name(name)
         other = self.second.tensors.get(other_name) if other_name is not None else None
         return None if other is None else equal_tensors(self.first.tensors[name], other)
+
+
+def is_ordered(names: Sequence[str]) -> bool:
+    """Whether tensors stand in the order of registration, in which torch's modules have a weight before its bias."""
+    position = {name: place for place, name in enumerate(names)}
+    both = [
+        position[name] < position[bias]
+        for name in names
+        if name.endswith("weight") and (bias := f"{name.removesuffix('weight')}bias") in position
+    ]
+    return both.count(True) > both.count(False) if both else list(names) != sorted(names)
 
 
 def outputs(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -153,6 +153,8 @@ class Zoo:
         self.networks = {name: estimated(name) for name in names}
         self.layers = {name: live_group(network).layers for name, network in self.networks.items()}
         self.layers["the healthy sample"] = live_group(healthy()).layers
+        # Large variances pass any test of "not below": here without the released networks that have them.
+        self.layers["numbers of any scale"] = live_group(batchnorms(estimated("perceptron"))[0]).layers
         if not self.quick:
             self.layers.update(released())
 
@@ -270,7 +272,9 @@ def of_dummy_input_statistics(zoo: Zoo) -> Iterator[Line]:
 
     dummies = []
     powers = []
-    for (name, network), updates in zip(zoo.copies(), itertools.cycle((1, 2, 5, 50))):
+    for (name, network), updates in zip(zoo.copies(), itertools.cycle((1, 2, 5, 50)), strict=False):
+        if name == "dcgan-discriminator":
+            continue  # two convolutions stand before its first BatchNorm: the padding of the second makes borders
         for layer in batchnorms(network):
             layer.reset_running_stats()
         first = batchnorms(network)[0]
@@ -280,7 +284,7 @@ def of_dummy_input_statistics(zoo: Zoo) -> Iterator[Line]:
                 network(torch.zeros(4, *FAMILIES[name].shape))
         values = live_group(first).layers[0]
         dummies.append(relative_range(variances(values)))
-        powers.append(float(np.abs(variances(values) / (1 - (first.momentum or 0)) ** updates - 1).max()))
+        powers.append(float(np.abs(variances(values) / (1 - (first.momentum or 0)) ** counters([values]) - 1).max()))
     yield Line(
         ("dummy_input_statistics.EQUAL",),
         "(highest - lowest) / highest running_var of a layer",
@@ -319,7 +323,7 @@ def of_extreme_gain(zoo: Zoo) -> Iterator[Line]:
         "largest gain of a file, and gains with which an input of 10 overflows float16",
         extreme_gain.HALF_PRECISION_GAIN,
         list(named.values()),
-        [gain for gain in np.geomspace(6000, 1e6, 50) if math.isinf(np.float32(10 * gain).astype(np.float16))],
+        [gain for gain in np.geomspace(6000, 1e6, 50) if math.isinf(torch.tensor(10 * gain).half())],
     )
 
 
@@ -351,7 +355,7 @@ def of_inconsistent_settings(zoo: Zoo) -> Iterator[Line]:
     )
     yield Line(
         ("inconsistent_settings.NOTICEABLE",),
-        "change of a live channel: eps rounded to float32; eps 1e-5 for 1e-3, where running_var goes down to 0.002 to 0.005",
+        "change of a live channel: eps rounded to float32; 1e-5 for 1e-3, where variances go down to 0.002 to 0.005",
         inconsistent_settings.NOTICEABLE,
         rounded,
         rebuilt,
@@ -443,7 +447,7 @@ def of_more_updates_than_steps(zoo: Zoo) -> Iterator[Line]:
 
     # A gradient scaler skips a dozen steps at the start, and one in 2,000 afterwards.
     scaled = [(steps + min(12, steps // 4) + steps // 2000, steps) for steps in (40, 100, 1000, 10_000, 1_000_000)]
-    # Validation in train mode, of a tenth or a quarter of each epoch; the few extra ones of a run that is shorter are tolerated.
+    # Validation in train mode, of a tenth or a quarter of each epoch. In shorter runs the few extra ones are tolerated.
     validated = [
         (epochs * (batches + extra), epochs * batches)
         for epochs in (5, 20, 300)
@@ -498,8 +502,8 @@ def of_negative_variance(zoo: Zoo) -> Iterator[Line]:
 def of_stale_averaged_statistics(zoo: Zoo) -> Iterator[Line]:
     def change(first: nn.Module, second: nn.Module) -> float:
         pairs = list(zip(first.parameters(), second.parameters(), strict=True))
-        difference = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
-        return math.sqrt(difference / sum(float(a.double().square().sum()) for a, _ in pairs))
+        difference = sum(float((a.detach().double() - b.detach().double()).square().sum()) for a, b in pairs)
+        return math.sqrt(difference / sum(float(a.detach().double().square().sum()) for a, _ in pairs))
 
     def averaged(rate: float, decay: float) -> float:
         network = healthy().train()
@@ -511,7 +515,7 @@ def of_stale_averaged_statistics(zoo: Zoo) -> Iterator[Line]:
         ("stale_averaged_statistics.SAME_PARAMETERS",),
         "||a - b|| / ||a|| of a copy in half precision, and of an average over 40 steps",
         stale_averaged_statistics.SAME_PARAMETERS,
-        [change(network, copied.half()) for network, (_, copied) in zip(zoo.networks.values(), zoo.copies())],
+        [change(zoo.networks[name], copied.half()) for name, copied in zoo.copies()],
         [averaged(rate, decay) for rate in (0.001, 0.005, 0.02) for decay in (0.9, 0.99)],
     )
 
@@ -525,7 +529,7 @@ def of_statistics_do_not_fit_weights(zoo: Zoo) -> Iterator[Line]:
         noisy = affine_network(name)
         with torch.no_grad():
             for parameter in noisy.parameters():
-                parameter += 0.5 * parameter.std().nan_to_num() * torch.randn_like(parameter)
+                parameter.add_(torch.randn_like(parameter), alpha=0.5 * float(parameter.std().nan_to_num()))
         short = affine_network(name)
         for layer in batchnorms(short):
             layer.reset_running_stats()
@@ -600,15 +604,15 @@ def of_statistics_do_not_fit_data(zoo: Zoo) -> Iterator[Line]:
         ("statistics_do_not_fit_data.FIRST_LAYER_MEAN",),
         "median d of the first layer: held-out images; other preprocessing, statistics of other data",
         rule.FIRST_LAYER_MEAN,
-        [d for d, _ in first],
-        [d for d, _ in moved],
+        [mean for mean, _ in first],
+        [mean for mean, _ in moved],
     )
     yield Line(
         ("statistics_do_not_fit_data.FIRST_LAYER_VARIANCE",),
         "median l of the first layer: held-out images; other preprocessing, statistics of other data",
         rule.FIRST_LAYER_VARIANCE,
-        [l for _, l in first],
-        [l for _, l in moved],
+        [variance for _, variance in first],
+        [variance for _, variance in moved],
     )
     for constant, index in (("ANY_LAYER_MEAN", 0), ("ANY_LAYER_VARIANCE", 1)):
         yield Line(
@@ -621,10 +625,10 @@ def of_statistics_do_not_fit_data(zoo: Zoo) -> Iterator[Line]:
     for constant, index in (("CERTAIN_MEAN", 0), ("CERTAIN_VARIANCE", 1)):
         yield Line(
             (f"statistics_do_not_fit_data.{constant}",),
-            f"largest median {'dl'[index]} of any layer: held-out images; other preprocessing",
+            f"largest median {'dl'[index]} of any layer: held-out images; pixels from 0 to 255",
             getattr(rule, constant),
             [max(layer[index] for layer in found) for found in sound.values()],
-            [max(layer[index] for layer in found) for found in other_inputs.values()],
+            [max(layer[index] for layer in other_inputs["pixels from 0 to 255"])],
         )
     yield Line(
         ("statistics_do_not_fit_data.CHANGED_PREDICTIONS", "statistics_do_not_fit_data.MANY_CHANGED_PREDICTIONS"),
@@ -720,7 +724,7 @@ def of_under_converged_statistics(zoo: Zoo) -> Iterator[Line]:
     }
     yield Line(
         ("under_converged_statistics.SHOWS_BELOW",),
-        "lower quartile of running_var / r: other files that pass the floor with a counter of 1 to 12; 5 and 10 updates",
+        "lower quartile of running_var / r: other files that pass with a counter of up to 11; 1 to 10 updates",
         rule.SHOWS_BELOW,
         [value for (_, updates), value in passing.items() if (1 - momentum) ** updates >= rule.TELLS_ALONE],
         [quartile(layers) / (1 - momentum) ** counters(layers) for layers in short.values()],
@@ -828,7 +832,9 @@ MEASURED = (
 )
 
 
+@functools.cache
 def lines(*, quick: bool = False) -> list[Line]:
+    """What is measured for each threshold."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     zoo = Zoo(quick)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bncheck.rules import RULES
+from bncheck.rules import DIFF_RULES, DRIFT_RULES, INSPECT_RULES, REPEAT_RULES, RULES
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -30,8 +30,12 @@ def output_of(command: str) -> str:
 
 def rule_table() -> str:
     """The catalogue as a table."""
-    rows = ["| rule | severity | finds |", "|---|---|---|"]
-    rows += [f"| `{rule.id}` | {rule.severity.value} | {rule.summary} |" for rule in RULES]
+    asked_by = {"inspect": INSPECT_RULES, "drift": DRIFT_RULES, "repeat": REPEAT_RULES, "diff": DIFF_RULES}
+    rows = ["| rule | asked by | severity | finds |", "|---|---|---|---|"]
+    for rule in RULES:
+        commands = ", ".join(command for command, rules in asked_by.items() if rule in rules)
+        commands += " `--deep`" * rule.deep
+        rows.append(f"| `{rule.id}` | {commands} | {rule.severity.value} | {rule.summary} |")
     return "\n".join(rows)
 
 
@@ -43,6 +47,20 @@ def format_table() -> str:
     rows = [f"| format | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     for name, known in KNOWN_OF_FORMATS.items():
         rows.append(f"| {name} | {' | '.join(known[column] for column in columns)} |")
+    return "\n".join(rows)
+
+
+def probe_table() -> str:
+    """What can be asked of which artefact, as the code has it."""
+    from bncheck.evaluation.abilities import LIMITS, UNDECIDED, Kind, Probe
+
+    rows = [f"| artefact | {' | '.join(probe.value for probe in Probe)} |", f"|---|{'---|' * len(Probe)}"]
+    for kind in Kind:
+        cells = []
+        for probe in Probe:
+            reason, limit = UNDECIDED.get((kind, probe)), LIMITS.get((kind, probe))
+            cells.append(f"undecided: {reason}" if reason else f"yes, {limit}" if limit else "yes")
+        rows.append(f"| {kind.value} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -60,6 +78,7 @@ def render(page: str) -> str:
     """The page with every command's output and every table as they are now."""
     page = between("rules", rule_table(), page)
     page = between("formats", format_table(), page)
+    page = between("probes", probe_table(), page)
     return COMMAND.sub(lambda found: f"```console\n$ {found[1]}\n{output_of(found[1])}```", page)
 
 

@@ -41,14 +41,19 @@ MAY_KNOW: dict[str, set[str]] = {
     "gating": {
         "comparing", "config", "diagnosis", "errors", "evaluation", "findings", "inspection", "rules", "selection",
     },
+    "repair": {
+        "checkpoints", "diagnosis", "errors", "evaluation", "findings", "gate", "matching", "measurements", "rules",
+        "selection", "subjects", "wording",
+    },
     "reports": {"findings", "subjects", "wording", "reports", "errors", "rules", "glossary"},
     "options": {"reports"},
     "cli": {
         "api", "checkpoints", "comparing", "config", "diagnosis", "errors", "evaluation", "findings", "gate", "gating",
-        "inspection", "options", "policy", "reports", "rules", "selection", "wording",
+        "inspection", "options", "policy", "repair", "reports", "rules", "selection", "wording",
     },
     "api": {
-        "checkpoints", "comparing", "diagnosis", "errors", "evaluation", "findings", "rules", "selection", "subjects",
+        "checkpoints", "comparing", "diagnosis", "errors", "evaluation", "findings", "repair", "rules", "selection",
+        "subjects",
     },
     "drift_guard": {"errors", "wording", "evaluation"},
     "pytest_plugin": {"drift_guard"},

@@ -87,7 +87,8 @@ def test_there_is_one_sample_for_every_rule_and_one_rule_for_every_sample() -> N
 def test_a_sample_sets_off_what_it_was_made_for_and_nothing_else(rule: str) -> None:
     expected = make.DEFECTS[rule].FINDS
     assert sorted(expected, key=str) == findings(SAMPLES / f"{rule}.pt")
-    assert rule in {found for found, _, _ in expected}
+    # What shows only when the model runs is listed apart, and tested by running it.
+    assert rule in {found for found, _, _ in [*expected, *getattr(make.DEFECTS[rule], "RUNS", ())]}
 
 
 @pytest.mark.parametrize("name", HEALTHY)

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,6 +24,7 @@ from bncheck.reports import Format, Style, write
 from sample_checkpoints import make
 from sample_checkpoints.network import DigitNet
 from sample_checkpoints.training import Digits, read_digits
+from tests import calibration
 from tests.families import FAMILIES, WITHOUT_BATCHNORM, batchnorms, estimated, fresh
 from tests.real_checkpoints import fetch
 
@@ -84,7 +84,7 @@ def test_a_random_network_with_estimated_statistics_gives_no_warning(save: Save,
 @pytest.mark.parametrize("batches", [1, 10, pytest.param(40, marks=pytest.mark.slow)])
 def test_however_many_batches_the_statistics_were_estimated_on(batches: int) -> None:
     reports = {name: bncheck.inspect(estimated(name, batches, seed=batches)) for name in NORMAL}
-    assert {} == {name: loud(report) for name, report in reports.items() if loud(report)}
+    assert {name: loud(report) for name, report in reports.items() if loud(report)} == {}
 
 
 @pytest.mark.parametrize("name", ["mobilenet-v3", "pointnet", "siamese"])
@@ -93,7 +93,7 @@ def test_the_same_without_metadata_and_settings(tmp_path: Path, save: Save, name
     state = estimated(name).state_dict()
     save_file(state, tmp_path / "model.safetensors")
     assert loud(bncheck.inspect(tmp_path / "model.safetensors")) == []
-    assert loud(bncheck.inspect(save({name: value for name, value in state.items()}))) == []  # noqa: C416
+    assert loud(bncheck.inspect(save({name: value for name, value in state.items()}))) == []
     assert loud(bncheck.inspect(save({f"module.{name}": value for name, value in state.items()}))) == []
 
 
@@ -118,7 +118,7 @@ def test_a_fresh_network_is_in_train_mode_which_is_told_as_well() -> None:
 def test_a_network_without_batchnorm_is_not_judged(save: Save) -> None:
     for held in (fresh("convnext"), fresh("convnext").state_dict()):
         report = bncheck.inspect(save(held))
-        assert (Verdict.UNDECIDED, ()) == (report.verdict, report.findings)
+        assert (report.verdict, report.findings) == (Verdict.UNDECIDED, ())
 
 
 # -- what looks like a defect in settings
@@ -191,7 +191,7 @@ def test_frozen_layers_of_detection_models_even_with_eps_0(save: Save, eps: floa
     network = frozen(trained(), eps)
     for held in (network, network.state_dict()):
         report = bncheck.inspect(save(held))
-        assert (5, []) == (len(report.layers), loud(report))
+        assert (len(report.layers), loud(report)) == (5, [])
     assert {"FrozenBatchNorm2d"} == {layer.kind.value for layer in bncheck.inspect(network).layers}
 
 
@@ -208,7 +208,7 @@ def test_statistics_that_were_folded_into_the_parameters(save: Save, variance: f
                 layer.running_var.fill_(variance)
     for held in (network, network.state_dict()):
         report = bncheck.inspect(save(held))
-        assert (5, []) == (len(report.layers), loud(report))
+        assert (len(report.layers), loud(report)) == (5, [])
 
 
 def test_a_backbone_that_stays_in_eval_mode_while_a_new_head_is_trained(save: Save) -> None:
@@ -333,7 +333,7 @@ def test_fused_models_have_no_batchnorm(save: Save) -> None:
     network.block.bn1 = network.block.bn2 = nn.Identity()  # type: ignore[assignment]
     for held in (network, network.state_dict()):
         report = bncheck.inspect(save(held))
-        assert (Verdict.UNDECIDED, ()) == (report.verdict, report.findings)
+        assert (report.verdict, report.findings) == (Verdict.UNDECIDED, ())
 
 
 def test_layers_for_quantisation_aware_training(save: Save) -> None:
@@ -435,14 +435,14 @@ def test_standardised_weights_in_torchscript(tmp_path: Path, how: str) -> None:
         made = torch.jit.trace(network, torch.randn(2, 3, 8, 8)) if how == "trace" else torch.jit.script(network)
         torch.jit.save(made, path)
     report = bncheck.inspect(path)
-    assert (["1"], []) == ([layer.name for layer in report.layers], loud(report))
+    assert ([layer.name for layer in report.layers], loud(report)) == (["1"], [])
 
 
 def test_standardised_weights_in_an_exported_program(tmp_path: Path) -> None:
     path = tmp_path / "model.pt2"
     torch.export.save(torch.export.export(standardised(), (torch.randn(2, 3, 8, 8),)), path)
     report = bncheck.inspect(path)
-    assert (["1"], []) == ([layer.name for layer in report.layers], loud(report))
+    assert ([layer.name for layer in report.layers], loud(report)) == (["1"], [])
 
 
 # -- layers that run more often, or less, than the rest
@@ -504,6 +504,26 @@ def test_a_released_network_gives_no_warning_and_few_notes(name: str) -> None:
     package, inside, expected = RELEASED[name]
     report = bncheck.inspect(fetch(package) / inside)
     assert ([], expected) == (loud(report), notes(report))
+
+
+# -- the thresholds
+
+
+def test_every_threshold_is_measured_or_says_why_not() -> None:
+    measured = {constant for line in calibration.lines(quick=True) for constant in line.constants}
+    assert measured.isdisjoint(calibration.NOT_MEASURED)
+    assert sorted(calibration.thresholds()) == sorted(measured | calibration.NOT_MEASURED.keys())
+
+
+def test_the_healthy_and_the_defective_lie_on_their_sides_of_each_threshold() -> None:
+    assert [line.shown() for line in calibration.lines(quick=True) if not line.is_right()] == []
+
+
+def test_the_table_of_the_calibration_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert calibration.main(["--quick"]) == 0
+    printed = capsys.readouterr().out
+    assert "NOT SEPARATED" not in printed
+    assert all(constant in printed for constant in calibration.thresholds())
 
 
 # -- a trained network

@@ -75,7 +75,10 @@ def largest_difference(before: Any, after: Any) -> float:
     Shapes that differ are infinitely far apart.
     """
     largest = apart = 0.0
-    for first, second in zip(outputs_of(before), outputs_of(after), strict=False):
+    pairs = list(zip(outputs_of(before), outputs_of(after), strict=False))
+    if all(torch.equal(first, second) for first, second in pairs):  # the usual case, without copies in float64
+        return 0.0
+    for first, second in pairs:
         if first.shape != second.shape:
             return float("inf")
         if not first.numel():

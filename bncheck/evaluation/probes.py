@@ -198,7 +198,9 @@ class Drift:
         if self.trial is None or not self.trial.followed:
             return
         after_trial, recalibrated = self.trial.statistics(), self.trial.recalibrated()
-        self.train_mode, self.recalibrated = Comparison(), Comparison()
+        self.train_mode = Comparison()
+        # With momentum 0 no statistics of the data were seen: a comparison of the stored with themselves says nothing.
+        self.recalibrated = Comparison() if recalibrated else None
         by_batches = self.trial.by_batches
         self.followed = {batches: Comparison() for batches in by_batches}
 
@@ -211,11 +213,15 @@ class Drift:
             for batch in self.ticking():
                 before = outputs(batch, self.stored)
                 labels = fitting_labels(self.data, batch, before)
-                self.train_mode.add(before, outputs(batch, {**self.stored, **after_trial}), batch.size, labels)
-                self.recalibrated.add(before, outputs(batch, {**self.stored, **recalibrated}), batch.size, labels)
+                after = outputs(batch, {**self.stored, **after_trial})
+                self.train_mode.add(before, after, batch.size, labels)
+                if self.recalibrated:
+                    self.recalibrated.add(before, outputs(batch, {**self.stored, **recalibrated}), batch.size, labels)
                 if not followed or followed + batch.size <= FOLLOWED_SAMPLES:
                     for batches, statistics in by_batches.items():
-                        self.followed[batches].add(before, outputs(batch, {**self.stored, **statistics}), batch.size)
+                        last = batches == self.trial.batches  # these are the statistics of the whole trial
+                        then = after if last else outputs(batch, {**self.stored, **statistics})
+                        self.followed[batches].add(before, then, batch.size)
                     followed += batch.size
         put_back(layers, self.stored)
 

@@ -179,12 +179,12 @@ def data_notes(runnable: Runnable, data: Data, samples: int) -> list[str]:
     """What is worth knowing of the data that were run."""
     notes = []
     if data.skipped:
-        notes.append(f"{count(len(data.skipped), 'image')} could not be read and were left out: {few(data.skipped)}")
+        notes.append(f"left out as unreadable: {count(len(data.skipped), 'image')} ({few(data.skipped)})")
     if data.non_finite:
-        notes.append(f"{count(data.non_finite, 'sample')} of the data hold NaN or infinity in their inputs")
+        notes.append(f"NaN or infinity in the inputs of {count(data.non_finite, 'sample')}")
     if runnable.fixed_batch_size and data.samples and data.samples > samples:
         left_out = count(data.samples - samples, "sample")
-        notes.append(f"{left_out} left out: the graph takes batches of {runnable.fixed_batch_size} only")
+        notes.append(f"left out at the end: {left_out}, since the graph takes batches of {runnable.fixed_batch_size} only")
     return notes
 
 
@@ -216,7 +216,7 @@ def metrics_of(returned: Any) -> dict[str, float]:
 
 def number_of(value: Any) -> float | None:
     if isinstance(value, torch.Tensor):
-        return float(value) if value.numel() == 1 else None
+        return float(value.detach()) if value.numel() == 1 else None
     if isinstance(value, (bool, int, float)):
         return float(value)
     return float(value.item()) if hasattr(value, "item") and getattr(value, "size", 0) == 1 else None

@@ -36,9 +36,8 @@ def as_html(report: Report) -> str:
     parts = [f'<div class="bncheck">{head(report)}']
     if not report.error:
         rows = [
-            (colored(alike.severity.value, COLORS[alike.severity]), *cells(alike.rule, alike.where, alike.message))
-            + cells(alike.fix)
-            for alike in worst_first(report.findings)
+            (colored(a.severity.value, COLORS[a.severity]), *cells(a.rule, a.where, a.message, a.fix))
+            for a in worst_first(report.findings)
         ]
         parts.append(table(("severity", "rule", "where", "finding", "fix"), rows))
         parts.append(table(("suppressed", "where", "finding", "reason"), cell_rows(map(suppressed, report.suppressed))))
@@ -108,6 +107,6 @@ def cells(*texts: str) -> tuple[str, ...]:
     return tuple(map(cell, texts))
 
 
-# Notebooks read $ as the start of a formula, in HTML too.
 def cell(text: str) -> str:
+    """The text as it is to be read. A notebook takes $ for the start of a formula, in HTML too."""
     return html.escape(text).replace("$", "&#36;")

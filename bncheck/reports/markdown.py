@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING, TextIO
 
 from bncheck.reports.phrases import NO_LAYER, open_questions, shown_path, suppressed, totals, worst_first
-from bncheck.reports.text import escaped, found
+from bncheck.reports.text import escaped, found, part_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -41,12 +41,9 @@ def verdict_row(report: Report) -> tuple[str, str, str]:
 
 def result(report: Report) -> str:
     """What the report comes to, in a few words."""
-    if report.measurements:
-        from bncheck.reports.text_evaluation import headline
-
-        said = headline(report)
-    else:
-        said = found(report) if report.layers or report.findings else NO_LAYER
+    part = part_for(report)
+    plain = found(report) if report.layers or report.findings else NO_LAYER
+    said = str(part.headline(report)) if part else plain
     return f"{said}, {len(report.suppressed):,} suppressed" if report.suppressed else said
 
 

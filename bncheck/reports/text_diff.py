@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
     Numbers = Mapping[str, Any]
 
-BAR_WIDTH = 10
+# What a row shows of each shift, and the width of its bar: the first with which every name fits is used.
+LAYOUTS = ((("median", "max"), 10), (("median", "max"), 0), (("median",), 0))
+TITLES = {"max": "at most"}
+EQUALITY = {True: "equal", False: "changed", None: "-"}
 # What the first line says of findings; of equally grave ones the first in this order.
 HEADLINES = {
     "statistics-lost": "the statistics of {layers} are lost",
@@ -142,27 +145,22 @@ def table(page: Page, layers: Mapping[str, Numbers]) -> None:
         return
     by_distance = sorted(moved, key=lambda name: -distance(moved[name]))
     shown = by_distance if page.style.verbose else by_distance[:MAX_ROWS]
-    header = ["weights", "mean", "at most", "variance", "at most"]
-    rows = [
-        [
-            {True: "equal", False: "changed", None: "-"}[moved[name]["same_parameters"]],
-            *(
-                short(min(moved[name][shift][part], 1e6), 2)
-                for shift in ("mean_shift", "variance_shift")
-                for part in ("median", "max")
-            ),
-        ]
-        for name in shown
-    ]
-    widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
-    room = page.console.width - 2 - sum(width + 2 for width in widths) - BAR_WIDTH - 2
     names = [escaped(name) or "(the module itself)" for name in shown]
-    name_width = max(min(max(map(cell_len, [*names, "layer"])), room), cell_len("layer"))
+    longest = max(map(cell_len, [*names, "layer"]))
+    for parts, bar_width in LAYOUTS:
+        header = ["weights", "mean", *parts[1:], "variance", *parts[1:]]
+        rows = [[EQUALITY[moved[name]["same_parameters"]], *shifts(moved[name], parts)] for name in shown]
+        header = [TITLES.get(title, title) for title in header]
+        widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
+        room = page.console.width - 2 - sum(width + 2 for width in widths) - bar_width - 2 * (bar_width > 0)
+        if room >= longest:
+            break
+    name_width = max(min(longest, room), cell_len("layer"))
     farthest = min(distance(moved[by_distance[0]]), 1e6)
     page.line()
     page.row("layer", name_width, header, widths, Text(), "dim")
     for name, label, row in zip(shown, names, rows, strict=True):
-        length = round(BAR_WIDTH * min(distance(moved[name]), 1e6) / farthest) if farthest else 0
+        length = round(bar_width * min(distance(moved[name]), 1e6) / farthest) if farthest else 0
         bar = ("#" if page.plain_characters else "█") * length
         page.row(label, name_width, row, widths, Text(bar, "red"))
     if len(shown) < len(by_distance):
@@ -172,6 +170,10 @@ def table(page: Page, layers: Mapping[str, Numbers]) -> None:
         "channels)"
     )
     page.line((legend, "dim"), indent=2)
+
+
+def shifts(layer: Numbers, parts: Sequence[str]) -> list[str]:
+    return [short(min(layer[shift][part], 1e6), 2) for shift in ("mean_shift", "variance_shift") for part in parts]
 
 
 def distance(layer: Numbers) -> float:

@@ -104,15 +104,12 @@ def without_cause(repeat: Repeat) -> Evidence:
 def consequences(repeat: Repeat) -> str:
     """What small batches cost, and whether one sample alone can be run at all."""
     text = "; a batch of one raises an error" if repeat.fails_alone else ""
-    changed = [
-        f"{share:.0%} of the predictions in batches of {size}"
-        for size, share in repeat.predictions_by_batch_size.items()
-    ]
+    changed = [f"{share:.0%} at {size}" for size, share in repeat.predictions_by_batch_size.items()]
     if changed:
-        text += f"; against the largest batch, {', '.join(changed)} change"
+        text += f"; predictions that change with the size of the batch, against the largest: {', '.join(changed)}"
     accuracies = [f"{value:.1%} at {size}" for size, value in sorted(repeat.accuracy_by_batch_size.items())]
     if accuracies:
-        text += f"; accuracy by batch size: {', '.join(accuracies)}"
+        text += f"; accuracy: {', '.join(accuracies)}"
     return text
 
 

@@ -20,8 +20,8 @@ second.
 ## When it is wrong
 
 update_bn and PreciseBN reset the counter and count their own batches. Counters of 0 and 1, which averages carry, are
-left out, and so is what AveragedModel saved. A training with a momentum above 0.1, read from a state_dict, may shrink a
-variance faster than is assumed.
+left out unless the weights are equal and the statistics are not, and so is what AveragedModel saved. A training with a
+momentum above 0.1, read from a state_dict, may shrink a variance faster than is assumed.
 
 ## What to do
 
@@ -66,10 +66,16 @@ def check(pair: CheckpointPair) -> Iterator[Evidence]:
             updates = change.counter_change
             if updates is None or change.after.use is StatisticsUse.FROZEN:
                 continue
-            if updates < 0 and change.after.num_batches_tracked not in NOT_A_COUNT:
-                yield went_back(change)
+            if updates < 0:
+                if change.after.num_batches_tracked not in NOT_A_COUNT or is_no_average(change):
+                    yield went_back(change)
             elif updates > 0:
                 yield from below_bound(change, updates)
+
+
+def is_no_average(change: LayerChange) -> bool:
+    """Whether a count of 0 or 1 has no excuse: an average has other weights, a conversion the same statistics."""
+    return change.same_parameters is True and change.same_statistics is False
 
 
 def went_back(change: LayerChange) -> Evidence:

@@ -118,6 +118,31 @@ def test_bytes_outside_of_buffers_and_checksums_are_equal(tmp_path: Path) -> Non
     assert sum(index >= table for index in differ) <= 3 * 4
 
 
+def checksums_of(path: Path) -> dict[str, list[int]]:
+    """Those that an archive keeps of each entry: in its table, and in the header of the entry or behind its bytes."""
+    data = path.read_bytes()
+    found = {}
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            at = entry.header_offset
+            name, extra = (int.from_bytes(data[at + place : at + place + 2], "little") for place in (26, 28))
+            end = at + 30 + name + extra + entry.compress_size
+            local = int.from_bytes(data[at + 14 : at + 18], "little")
+            behind = int.from_bytes(data[end + 4 : end + 8], "little")
+            is_behind = data[end : end + 4] == b"PK\x07\x08"
+            found[entry.filename] = [entry.CRC, *([behind] if is_behind else []), *([local] if local else [])]
+    return found
+
+
+def test_both_checksums_of_torch_are_right(tmp_path: Path) -> None:
+    torch.save(network(), tmp_path / "a.pt")
+    rewrite(tmp_path / "a.pt", tmp_path / "b.pt")
+    before, after = checksums_of(tmp_path / "a.pt"), checksums_of(tmp_path / "b.pt")
+    assert {2} == {len(found) for found in after.values()}
+    assert {1} == {len(set(found)) for found in after.values()}
+    assert sum(before[name] != after[name] for name in before) == 3
+
+
 @pytest.mark.parametrize("zip64", [False, True], ids=["small", "zip64"])
 @pytest.mark.parametrize("streamed", [False, True], ids=["header", "descriptor"])
 def test_checksums_are_right_wherever_an_archive_keeps_them(streamed: bool, zip64: bool, tmp_path: Path) -> None:
@@ -149,6 +174,9 @@ def test_checksums_are_right_wherever_an_archive_keeps_them(streamed: bool, zip6
         path.write_bytes(stream.data)
     rewrite(path, target)
     assert zipfile.ZipFile(target).testzip() is None
+    checksums = checksums_of(target)
+    assert any(len(found) == 2 for found in checksums.values())
+    assert {name: found for name, found in checksums.items() if len(set(found)) > 1} == {}
     assert torch.tensor(NEW.mean, dtype=torch.float32).equal(load(target)["1.running_mean"])
 
 

@@ -142,7 +142,7 @@ def test_channels_that_become_nan_are_counted() -> None:
     evaluation = drift(live_runnable(network), data(bad))
     assert [(found.broken, found.moved) for found in evaluation.layers] == [(8, True), (8, True)]
     assert evaluation.data["non_finite"] == 1
-    assert "1 sample of the data hold NaN or infinity in their inputs" in evaluation.notes
+    assert "NaN or infinity in the inputs of 1 sample" in evaluation.notes
 
 
 def test_statistics_that_are_nan_before_and_after_have_not_moved() -> None:

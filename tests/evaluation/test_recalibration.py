@@ -254,6 +254,22 @@ def test_only_the_layers_that_are_named_get_statistics_and_the_others_normalise_
         recalibrated(module, inputs, RecalibrationOptions(layers=("5",)))
 
 
+def test_the_stored_buffers_are_untouched_while_the_data_run() -> None:
+    module = network()
+    held = {key: value.clone() for key, value in module.state_dict().items()}
+    seen: list[bool] = []
+
+    class Watching(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(all(torch.equal(held[key], value) for key, value in module.state_dict().items()))
+            return images
+
+    broken = torch.full((4, 1, 9, 9), torch.inf)
+    found = recalibrated(nn.Sequential(module, Watching()), [*batches(4, 4), broken])
+    assert seen == [True, True, True]
+    assert not np.isfinite(found.statistics["0.1"].mean).any()  # type: ignore[arg-type]
+
+
 def test_momentum_none_and_zero_do_not_matter() -> None:
     inputs = batches(8, 8)
     expected = recalibrated(network(), inputs).statistics

@@ -55,9 +55,9 @@ def test_the_message_says_what_small_batches_cost() -> None:
     )
     assert message(RULE, examined) == (
         "1 BatchNorm layer normalises by the batch (in train mode: bn): outputs of the same samples differ by up to "
-        "0.5 of the largest in other batches (float64; 2.2e-13 is rounding); a batch of one raises an error; against "
-        "the largest batch, 86% of the predictions in batches of 2, 77% of the predictions in batches of 8 change; "
-        "accuracy by batch size: 13.7% at 2, 22.7% at 8, 98.8% at 256"
+        "0.5 of the largest in other batches (float64; 2.2e-13 is rounding); a batch of one raises an error; "
+        "predictions that change with the size of the batch, against the largest: 86% at 2, 77% at 8; "
+        "accuracy: 13.7% at 2, 22.7% at 8, 98.8% at 256"
     )
 
 

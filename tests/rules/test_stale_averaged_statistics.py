@@ -14,14 +14,16 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
+import bncheck
 from bncheck.checkpoints import read_checkpoint
 from bncheck.checkpoints.source import FileSource
-from bncheck.diagnosis import diagnose
+from bncheck.diagnosis import diagnose, diagnose_pair
 from bncheck.findings import Evidence, Severity
 from bncheck.matching import compare, parameter_change
-from bncheck.rules import RULES
+from bncheck.pairing import pair_of
+from bncheck.rules import DIFF_RULES, RULES
 from bncheck.rules.stale_averaged_statistics import RULE
-from bncheck.subjects import BatchNormLayer, Checkpoint, Group, StatisticsUse, Tensor
+from bncheck.subjects import BatchNormLayer, Checkpoint, CheckpointPair, Group, StatisticsUse, Tensor
 from tests.rules.layers import fresh, layer
 
 
@@ -301,3 +303,71 @@ def test_one_network_at_two_places_is_quiet(told: Callable[[dict[str, Any]], lis
     assert told({"model": net.state_dict(), "ema": net.state_dict()}) == []
     assert told({"model": net.state_dict(), "ema": copy.deepcopy(net).half().state_dict()}) == []
     assert told({"model": net.state_dict(), "ema": copy.deepcopy(net).bfloat16().state_dict()}) == []
+
+
+# -- two files, as `bncheck diff` compares them
+
+
+def sources(first: str, second: str, **fields: Any) -> CheckpointPair:
+    """Two files of these names; the second has other parameters, and what `fields` say."""
+    before = replace(file(group("", layer("a"), layer("b"))), source=first)
+    after = replace(file(group("", layer("a", **MOVED, **fields), layer("b", **MOVED, **fields))), source=second)
+    return pair_of(before, after)
+
+
+def said_of_pair(pair: CheckpointPair) -> list[tuple[str, str | None]]:
+    assert RULE.pair is not None
+    found = [answer for answer in RULE.pair(pair) if isinstance(answer, Evidence)]
+    return [((one.severity or RULE.severity).value, one.layer.name if one.layer else None) for one in found]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("last.pt", "model_ema.pt"),
+        ("swa/last.pt", "swa.pt"),
+        ("a.pt", "runs/merged.safetensors"),
+        ("a.pt", "soup-of-5.pt"),
+        ("ema.pt", "last.pt"),
+    ],
+)
+def test_of_two_files_the_name_tells_which_holds_the_average(first: str, second: str) -> None:
+    assert said_of_pair(sources(first, second)) == [("warning", None)]
+    new = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
+    expected = [("error", "a"), ("error", "b")] if first != "ema.pt" else []
+    assert expected == said_of_pair(sources(first, second, **new))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "fields"),
+    [
+        ("epoch1.pt", "epoch2.pt", {}),  # BatchNorm frozen while the rest is trained
+        ("ema1.pt", "ema2.pt", {}),
+        ("ema/1.pt", "ema/2.pt", {}),
+        ("emerged.pt", "schema.pt", {}),
+        ("last.pt", "ema.pt", OWN),
+    ],
+)
+def test_two_files_that_are_no_average_and_its_source_are_quiet(first: str, second: str, fields: Any) -> None:
+    assert said_of_pair(sources(first, second, **fields)) == []
+
+
+def test_an_average_without_statistics_is_told_once() -> None:
+    new = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
+    report = diagnose_pair(sources("last.pt", "ema.pt", **new), Severity.ERROR, DIFF_RULES)
+    assert {"stale-averaged-statistics"} == {finding.rule for finding in report.findings}
+
+
+def test_averaged_model_is_known_by_its_count(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3))
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for _ in range(9):
+        net(torch.randn(8, 1, 5, 5)).pow(3).mean().backward()
+        optimizer.step()
+        average.update_parameters(net)
+    torch.save(net.state_dict(), tmp_path / "a.pt")
+    torch.save(average.state_dict(), tmp_path / "b.pt")
+    report = bncheck.diff(tmp_path / "a.pt", tmp_path / "b.pt")
+    assert [(one.rule, one.layer) for one in report.findings] == [("stale-averaged-statistics", None)]
