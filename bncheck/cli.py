@@ -73,6 +73,7 @@ from bncheck.reports import Format, Style
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from bncheck.config import Config
     from bncheck.findings import Report, Run, Severity
 
 NO_VERDICT = 2

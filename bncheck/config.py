@@ -141,7 +141,7 @@ def find(folder: Path) -> Path | None:
     for place in (folder, *folder.parents):
         if (place / OWN_FILE).is_file():
             return place / OWN_FILE
-        if (place / PYPROJECT).is_file() and "bncheck" in parsed(place / PYPROJECT).get("tool", {}):
+        if (place / PYPROJECT).is_file() and "bncheck" in tools_of(parsed(place / PYPROJECT)):
             return place / PYPROJECT
     return None
 
@@ -151,12 +151,18 @@ def table_of(path: Path, *, asked: bool) -> dict[str, Any]:
     document = parsed(path)
     if path.name != PYPROJECT and "tool" not in document:
         return document
-    table = document.get("tool", {}).get("bncheck")
+    table = tools_of(document).get("bncheck")
     if table is None and asked:
         raise UsageError(f"{path} has no [tool.bncheck]", "Add the table, or name another file with --config.")
     if table is not None and not isinstance(table, dict):
         raise UsageError(f"tool.bncheck in {path} is no table", "Write [tool.bncheck] and its keys below.")
     return table or {}
+
+
+def tools_of(document: dict[str, Any]) -> dict[str, Any]:
+    """The table `tool`; empty where that is something else, which is for others to complain about."""
+    tools = document.get("tool")
+    return tools if isinstance(tools, dict) else {}
 
 
 def parsed(path: Path) -> dict[str, Any]:

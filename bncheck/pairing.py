@@ -32,6 +32,8 @@ LARGEST_WHOLE = 2**20
 # Layers of the first checkpoint that propose prefixes, and proposals that are tried. One layer in its place is enough.
 PROPOSING = 16
 TRIED = 32
+# Groups of either file that are tried with those of the other, where no two have one name.
+TRIED_GROUPS = 8
 PARAMETERS = ("weight", "bias")
 STATISTICS = ("running_mean", "running_var")
 
@@ -113,7 +115,7 @@ def group_pairs(
     fitting = [(first, second) for first, second in named if common(first, second, mapping)]
     if fitting:
         return fitting
-    both = [(first, second) for first in firsts for second in seconds]
+    both = [(first, second) for first in largest(firsts) for second in largest(seconds)]
     if not both:
         return []
     first, second = max(both, key=lambda pair: common(pair[0], pair[1], mapping))
@@ -122,6 +124,10 @@ def group_pairs(
     if len([group for group in seconds if group.layers]) > 1:
         notes.append(left_out(after, second, "--after-group"))
     return [(first, second)]
+
+
+def largest(groups: Sequence[Group]) -> list[Group]:
+    return sorted(groups, key=lambda group: -len(group.layers))[:TRIED_GROUPS]
 
 
 def common(first: Group, second: Group, mapping: Sequence[tuple[str, str]]) -> int:

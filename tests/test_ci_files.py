@@ -94,13 +94,13 @@ def test_the_hook_leaves_other_files_alone(name: str) -> None:
 
 
 def test_the_hook_passes_healthy_checkpoints_in_one_call(repository: Path) -> None:
-    for name in ("healthy.pt", "healthy.safetensors", "name with spaces.pt", "list[1].pt"):
-        source = name if name.startswith("healthy") else "healthy.pt"
-        shutil.copy(SAMPLES / source, repository / name)
+    names = ["healthy.safetensors", "name with spaces.pt", "list[1].pt", *(f"step{index}.pt" for index in range(9))]
+    for name in names:
+        shutil.copy(SAMPLES / (name if name.startswith("healthy") else "healthy.pt"), repository / name)
     (repository / "notes.txt").write_text("no checkpoint")
     result = run_hook(repository)
     assert result.returncode == 0, result.stdout
-    assert "4 inputs: 4 passed" in result.stdout
+    assert "12 inputs: 12 passed" in result.stdout
 
 
 def test_the_hook_stops_a_commit_and_shows_why(repository: Path) -> None:

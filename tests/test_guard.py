@@ -266,6 +266,7 @@ def test_layers_in_a_plain_list_are_guarded_and_the_hint_says_why_eval_fails() -
             return result
 
     model = Listed().eval()
+    assert names(model, lambda: None) == ()
     error = drift(model, lambda: model(images()))
     assert error is not None
     assert error.layers == ("blocks[0].bn", "heads['a']")

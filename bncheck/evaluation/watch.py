@@ -184,7 +184,9 @@ def data_notes(runnable: Runnable, data: Data, samples: int) -> list[str]:
         notes.append(f"NaN or infinity in the inputs of {count(data.non_finite, 'sample')}")
     if runnable.fixed_batch_size and data.samples and data.samples > samples:
         left_out = count(data.samples - samples, "sample")
-        notes.append(f"left out at the end: {left_out}, since the graph takes batches of {runnable.fixed_batch_size} only")
+        notes.append(
+            f"left out at the end: {left_out}, since the graph takes batches of {runnable.fixed_batch_size} only"
+        )
     return notes
 
 

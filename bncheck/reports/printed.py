@@ -23,7 +23,6 @@ def as_text(report: Report) -> str:
     page.console = Console(
         file=out,
         color_system=None,
-        force_terminal=False,
         force_jupyter=False,
         highlight=False,
         markup=False,

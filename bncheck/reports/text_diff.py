@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # What a row shows of each shift, and the width of its bar: the first with which every name fits is used.
 LAYOUTS = ((("median", "max"), 10), (("median", "max"), 0), (("median",), 0))
+SHIFTS = ("mean_shift", "variance_shift")
 TITLES = {"max": "at most"}
 EQUALITY = {True: "equal", False: "changed", None: "-"}
 # What the first line says of findings; of equally grave ones the first in this order.
@@ -140,7 +141,7 @@ def alike(values: Mapping[str, str]) -> str:
 
 def table(page: Page, layers: Mapping[str, Numbers]) -> None:
     """The layers whose statistics moved, the farthest first."""
-    moved = {name: layer for name, layer in layers.items() if layer["same_statistics"] is False and layer["mean_shift"]}
+    moved = {name: layer for name, layer in layers.items() if layer["same_statistics"] is False}
     if not moved:
         return
     by_distance = sorted(moved, key=lambda name: -distance(moved[name]))
@@ -173,8 +174,10 @@ def table(page: Page, layers: Mapping[str, Numbers]) -> None:
 
 
 def shifts(layer: Numbers, parts: Sequence[str]) -> list[str]:
-    return [short(min(layer[shift][part], 1e6), 2) for shift in ("mean_shift", "variance_shift") for part in parts]
+    held = [layer[shift] for shift in SHIFTS]
+    return [short(min(numbers[part], 1e6), 2) if numbers else "-" for numbers in held for part in parts]
 
 
 def distance(layer: Numbers) -> float:
-    return float(max(layer["mean_shift"]["median"], layer["variance_shift"]["median"]))
+    """The larger of the two shifts; one is None where no channel is finite, or the variances are negative."""
+    return max((float(layer[shift]["median"]) for shift in SHIFTS if layer[shift]), default=0.0)

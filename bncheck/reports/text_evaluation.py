@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Numbers = Mapping[str, Any]
 
-BAR_WIDTH = 20
+BAR_WIDTH, LEAST_BAR_WIDTH = 20, 8
 ARTEFACTS = {
     "state_dict": "state_dict",
     "module": "pickled module",
@@ -174,13 +174,17 @@ def table(page: Page, layers: Mapping[str, Numbers]) -> None:
     header = [title for _, title in columns]
     rows = [[median(layers[name][part]) for part, _ in columns] for name in shown]
     widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
-    room = page.console.width - 2 - sum(width + 2 for width in widths) - BAR_WIDTH - 2
     names = [escaped(name) or "(the module itself)" for name in shown]
-    name_width = max(min(max(map(cell_len, [*names, "layer"])), room), cell_len("layer"))
+    name_width = max(map(cell_len, [*names, "layer"]))
+    room = page.console.width - 2 - sum(width + 2 for width in widths)
+    bar_width = min(BAR_WIDTH, max(room - name_width - 2, LEAST_BAR_WIDTH))
+    if room < cell_len("layer") + 2 + bar_width:
+        bar_width = -2  # no bars, and no gap before them
+    name_width = max(min(name_width, room - bar_width - 2), cell_len("layer"))
     page.line()
     page.row("layer", name_width, header, widths, Text(), "dim")
     for name, label, row in zip(shown, names, rows, strict=True):
-        length = round(BAR_WIDTH * min(known[name], 1e6) / highest) if highest else 0
+        length = round(max(bar_width, 0) * min(known[name], 1e6) / highest) if highest else 0
         bar = ("#" if page.plain_characters else "█") * length
         page.row(label, name_width, row, widths, Text(bar, "red"))
     if len(shown) < len(by_damage):

@@ -224,5 +224,5 @@ RULE = Rule(
     __doc__,
     checkpoint=check,
     pair=check_pair,
-    supersedes=("never-updated-statistics",),
+    supersedes=("never-updated-statistics", "statistics-lost"),
 )

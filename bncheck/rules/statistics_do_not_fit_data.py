@@ -52,7 +52,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bncheck.findings import CannotTell, Evidence, Rule, Severity
-from bncheck.wording import count, number
+from bncheck.wording import count, number, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -150,16 +150,28 @@ def exceeds(evaluated: EvaluatedLayer, *, is_first: bool) -> bool:
 
 
 def pattern(fitted: list[EvaluatedLayer], beyond: list[EvaluatedLayer]) -> str:
-    """What the place of the first drifting layer says."""
-    if beyond and beyond[0] is fitted[0]:
+    """What the first drifting layer says, by its place and its statistics."""
+    first = beyond[0]
+    if is_new(first):
+        return (
+            f"It begins at {quoted(first.layer.name)}, whose statistics are those of a new layer, 0 and 1: they were "
+            "reset or never loaded. Take them from another checkpoint, or estimate them again on training data."
+        )
+    if first is fitted[0]:
         return (
             "It begins at the first layer: look at the preprocessing (scaling, mean and standard deviation) and at "
             "where the data come from; if both are right, the statistics were spoilt by other data."
         )
     return (
-        "The first layer fits and deeper ones do not: the statistics lag behind the weights. Estimate them again on "
-        "training data."
+        f"The layers before {quoted(first.layer.name)} fit: the statistics lag behind the weights. Estimate them again "
+        "on training data."
     )
+
+
+def is_new(evaluated: EvaluatedLayer) -> bool:
+    """Whether the statistics are as PyTorch makes them: 0 and 1 in every channel."""
+    mean, var = evaluated.layer.running_mean, evaluated.layer.running_var
+    return mean is not None and var is not None and not mean.any() and bool((var == 1).all())
 
 
 def evidence(evaluated: EvaluatedLayer, evaluation: Evaluation, reading: str, changed: float | None) -> Evidence:

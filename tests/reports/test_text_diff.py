@@ -116,6 +116,12 @@ def test_narrow_terminals_and_plain_characters() -> None:
     assert "##########" in out.read()
 
 
+def test_statistics_that_are_not_finite_have_no_distance() -> None:
+    made = report(file(layer(running_var=-1)), file(layer(**MOVED, **MORE)))
+    row = next(line for line in text(made).splitlines() if line.startswith("  bn "))
+    assert row.split() == ["bn", "equal", "-", "-", "-", "-"]
+
+
 def test_names_from_files_are_escaped() -> None:
     made = report(file(layer("a\x1b[31m.bn")), file(layer("a\x1b[31m.bn", **MOVED, **MORE)))
     assert "\x1b" not in text(made)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bncheck.rules.statistics_do_not_fit_data import RULE
-from bncheck.subjects import Agreement, Evaluation, stored
+from bncheck.subjects import Agreement, EvaluatedLayer, Evaluation, stored
 from tests.rules.evaluations import answers, evaluated, evaluation, fitted, left_open, message, said
 
 NAN = float("nan")
@@ -97,12 +97,24 @@ def test_the_message_has_the_shift_its_noise_and_the_ratio() -> None:
     assert "standard deviation at 2 of the stored one" in message(RULE, examined)
 
 
+def trained(name: str, mean: float = 0.0) -> EvaluatedLayer:
+    """A layer whose statistics are not those of a new one."""
+    return fitted(name, mean, 2.0, running_var=2.0)
+
+
 @pytest.mark.parametrize(
     ("layers", "expected"),
-    [((fitted("a", 0.5), fitted("b", 0.6)), "preprocessing"), ((fitted("a"), fitted("b", 0.6)), "lag behind")],
-    ids=["at the first layer", "behind it"],
+    [
+        ((trained("a", 1.0), trained("b", 1.0)), "preprocessing"),
+        ((trained("a"), trained("b", 1.0)), "The layers before 'b' fit: the statistics lag behind the weights"),
+        (
+            (trained("a"), fitted("b", 1.0), trained("c", 1.0)),
+            "begins at 'b', whose statistics are those of a new layer",
+        ),
+    ],
+    ids=["at the first layer", "behind it", "a layer that was reset"],
 )
-def test_the_place_of_the_first_drifting_layer_says_what_to_do(layers: tuple, expected: str) -> None:  # type: ignore[type-arg]
+def test_the_first_drifting_layer_says_what_to_do(layers: tuple[EvaluatedLayer, ...], expected: str) -> None:
     for answer in answers(RULE, evaluation(*layers)):
         assert expected in answer.fix  # type: ignore[union-attr]
 
