@@ -16,10 +16,21 @@ from typing import TYPE_CHECKING
 from bncheck.errors import BatchNormDriftError, BncheckError
 
 if TYPE_CHECKING:
-    from bncheck.api import diff, inspect, recalibrate
+    from bncheck.api import diff, drift, gate, inspect, recalibrate, repeat
     from bncheck.drift_guard import guard
 
-__all__ = ["BatchNormDriftError", "BncheckError", "__version__", "diff", "guard", "inspect", "recalibrate"]
+__all__ = [
+    "BatchNormDriftError",
+    "BncheckError",
+    "__version__",
+    "diff",
+    "drift",
+    "gate",
+    "guard",
+    "inspect",
+    "recalibrate",
+    "repeat",
+]
 
 __version__ = "0.1.0"
 

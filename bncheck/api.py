@@ -1,4 +1,4 @@
-"""The commands as Python functions: `bncheck.inspect(...)`, `bncheck.diff(...)`."""
+"""The commands as Python functions: `bncheck.inspect(...)`, `bncheck.drift(...)`, `bncheck.diff(...)`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from bncheck.rules import INSPECT_RULES
 from bncheck.selection import chosen
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
 
-    from bncheck.findings import Report
+    from bncheck.findings import Report, Rule
     from bncheck.subjects import Checkpoint
 
 
@@ -134,6 +134,115 @@ RUN_OPTIONS: dict[str, Any] = {
     "workers": 2,
     "skip_unreadable": False,
 }
+
+
+def drift(
+    subject: str | os.PathLike[str] | torch.nn.Module,
+    data: object,
+    *,
+    evaluator: str | Callable[..., Any] | None = None,
+    in_distribution: bool = False,
+    channels: bool = False,
+    fail_on: str | None = "error",
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    **options: Any,
+) -> Report:
+    """What `bncheck drift` says of a checkpoint or a live module, which is given back bit for bit as it came.
+
+    Args:
+        subject: the path of a checkpoint, or a module in the modes in which it would be evaluated.
+        data: what `--data` names, or batches: a list, a DataLoader, or a function that makes an iterable.
+        evaluator: your own evaluation, `function(model, batches)` or `function(model)`, or what `--evaluator` names.
+        in_distribution: whether the data are like those of the training.
+        channels: whether the measurements have arrays per channel.
+        fail_on: the severity from which on a finding makes the verdict FAILED; None for never.
+        select: ids or globs of the only rules to ask.
+        ignore: ids or globs of rules to leave out.
+        options: those of `bncheck drift` that name a model and data: model, trust_pickle, batch_size, mean, ...
+
+    Raises:
+        BncheckError: the model, the data or the evaluation fail, or an argument is wrong.
+    """
+    from bncheck.rules import DRIFT_RULES
+
+    given = {"evaluator": evaluator, "in_distribution": in_distribution, "data": data}
+    rules = chosen(DRIFT_RULES, select, ignore)
+    return on_data("drift", subject, given, options, rules, fail_on, channels=channels)
+
+
+def repeat(
+    subject: str | os.PathLike[str] | torch.nn.Module,
+    data: object,
+    *,
+    evaluator: str | Callable[..., Any] | None = None,
+    runs: int = 2,
+    fail_on: str | None = "error",
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    **options: Any,
+) -> Report:
+    """What `bncheck repeat` says of a checkpoint or a live module; arguments as those of `drift`, and how many runs."""
+    from bncheck.rules import REPEAT_RULES
+
+    given = {"evaluator": evaluator, "runs": max(runs, 2), "data": data}
+    return on_data("repeat", subject, given, options, chosen(REPEAT_RULES, select, ignore), fail_on)
+
+
+def on_data(
+    command: str,
+    subject: str | os.PathLike[str] | torch.nn.Module,
+    given: Mapping[str, Any],
+    options: Mapping[str, Any],
+    rules: Sequence[Rule],
+    fail_on: str | None,
+    *,
+    channels: bool = False,
+) -> Report:
+    unknown = sorted(set(options) - set(RUN_OPTIONS))
+    if unknown:
+        raise TypeError(f"{command}() got an unexpected keyword argument {unknown[0]!r}")
+    from bncheck.diagnosis import diagnose_evaluation
+    from bncheck.evaluation.session import examine
+
+    examined = Path(subject) if isinstance(subject, (str, os.PathLike)) else subject
+    evaluation = examine(command, examined, {**RUN_OPTIONS, **options, **given}, lambda samples: None)
+    return diagnose_evaluation(evaluation, Severity(fail_on) if fail_on else None, rules, channels=channels)
+
+
+def gate(
+    *paths: str | os.PathLike[str], config: str | os.PathLike[str] | None = None, **options: Any
+) -> tuple[Report, ...]:
+    """What `bncheck gate` says: a report on each checkpoint, by the configuration of the project.
+
+    Args:
+        paths: checkpoints, folders or patterns; none for those of the configuration.
+        config: the file with the configuration; None to look for it here and in the folders above.
+        options: keys of the configuration that take the place of what it says, `fail_on="error"`.
+
+    Raises:
+        BncheckError: the configuration is wrong, or nothing is named.
+    """
+    import datetime
+
+    from bncheck import gating
+    from bncheck.config import KEYS, configured
+    from bncheck.policy import policy_of
+    from bncheck.rules import RULES
+    from bncheck.verdicts import gated
+
+    given = {name.replace("_", "-"): value for name, value in options.items()}
+    unknown = sorted(set(given) - set(KEYS))
+    if unknown:
+        raise TypeError(f"gate() got an unexpected keyword argument {unknown[0]!r}")
+    settings = configured(Path.cwd(), Path(config) if config else None).with_options(given)
+    policy = policy_of(settings, [rule.id for rule in RULES])
+    items = gating.checkpoints_of(settings, [str(path) for path in paths])
+    if not items:
+        raise UsageError("no checkpoint is named", "Give one, or checkpoint = ... under [tool.bncheck].")
+    today = datetime.date.today()
+    reports = gating.examined(items, settings, 1, lambda check: lambda samples: None)
+    return tuple(gated(report, policy, today) for report in reports)
 
 
 def recalibrate(

@@ -468,10 +468,15 @@ def with_configured_model(given: dict[str, Any], config: Config) -> dict[str, An
     return {**given, **{key: value for key, value in said.items() if value and not given[key]}}
 
 
+def somebody_watches() -> bool:
+    """Whether progress has a reader: some CI services run jobs in a terminal that nobody sees."""
+    return sys.stderr.isatty() and not os.environ.get("CI")
+
+
 @contextmanager
 def evaluation_progress(name: str) -> Iterator[Callable[[int], None]]:
     """Counts samples on stderr where somebody watches, with their rate."""
-    if not sys.stderr.isatty():
+    if not somebody_watches():
         yield lambda samples: None
         return
     from rich.console import Console
@@ -547,10 +552,10 @@ def gate(
         from bncheck import gating
         from bncheck.config import configured
         from bncheck.findings import Run
-        from bncheck.gate import gate_exit_code, gated, remarks
         from bncheck.policy import policy_of
         from bncheck.policy import write_baseline as write_known
         from bncheck.rules import RULES
+        from bncheck.verdicts import gate_exit_code, gated, remarks
 
     given = {
         "data": data,
@@ -663,7 +668,7 @@ def one_numpy_thread() -> Iterator[None]:
 
 def with_progress(items: list[Path | Report]) -> Iterator[Path | Report]:
     """The items, with a bar on stderr where there are many and somebody watches."""
-    if len(items) <= MANY_FILES or not sys.stderr.isatty():
+    if len(items) <= MANY_FILES or not somebody_watches():
         yield from items
         return
     from rich.console import Console
@@ -675,7 +680,7 @@ def with_progress(items: list[Path | Report]) -> Iterator[Path | Report]:
 def finish(name: str, examined: list[Report], outputs: Outputs) -> None:
     """Writes the reports everywhere they are wanted, and exits."""
     from bncheck.findings import Run
-    from bncheck.gate import exit_code
+    from bncheck.verdicts import exit_code
 
     code = exit_code(examined)
     outputs.write(Run(name, tuple(examined), code))

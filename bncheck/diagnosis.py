@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from bncheck import gate
+from bncheck import verdicts
 from bncheck.findings import (
     CannotTell,
     Distribution,
@@ -42,7 +42,7 @@ def diagnose(checkpoint: Checkpoint, fail_on: Severity | None, rules: Sequence[R
     return Report(
         subjects=(checkpoint.source,),
         format=checkpoint.format,
-        verdict=gate.verdict(findings, bool(checkpoint.layers), fail_on),
+        verdict=verdicts.verdict(findings, bool(checkpoint.layers), fail_on),
         layers=tuple(summarise(layer) for layer in checkpoint.layers),
         findings=findings,
         undecided=undecided,
@@ -73,7 +73,7 @@ def diagnose_evaluation(
     return Report(
         subjects=(evaluation.source,),
         format=evaluation.artefact,
-        verdict=gate.verdict(findings, bool(layers), fail_on),
+        verdict=verdicts.verdict(findings, bool(layers), fail_on),
         layers=tuple(summarise(layer) for layer in layers),
         findings=findings,
         undecided=undecided,
@@ -104,7 +104,7 @@ def diagnose_pair(pair: CheckpointPair, fail_on: Severity | None, rules: Sequenc
     return Report(
         subjects=(pair.before.source, pair.after.source),
         format=formats[0] if len(set(formats)) == 1 else " -> ".join(formats),
-        verdict=gate.verdict(findings, bool(layers), fail_on),
+        verdict=verdicts.verdict(findings, bool(layers), fail_on),
         layers=tuple(summarise(layer) for layer in layers),
         findings=findings,
         undecided=undecided,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bncheck import gate
+from bncheck import verdicts
 from bncheck.checkpoints import find_checkpoints, read_checkpoint
 from bncheck.checkpoints.rewriting import NewStatistics, choose_group, key_of, plan_rewrite, read_writable
 from bncheck.checkpoints.source import FileSource
@@ -352,7 +352,7 @@ def finished(
     findings = (*report.findings, *(judged.findings if judged else ()))
     return replace(
         report,
-        verdict=gate.verdict(findings, bool(report.layers), options.fail_on),
+        verdict=verdicts.verdict(findings, bool(report.layers), options.fail_on),
         findings=findings,
         undecided=(*report.undecided, *(judged.undecided if judged else ())),
         rules=tuple(dict.fromkeys((*report.rules, *(judged.rules if judged else ())))),

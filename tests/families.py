@@ -155,6 +155,15 @@ def vgg() -> nn.Module:
     return network
 
 
+def plain() -> nn.Module:
+    """One width throughout and Kaiming's initial weights: all variances are nearly alike, and near 1."""
+    network = nn.Sequential(conv(3, 8), *(conv(8, 8) for _ in range(4)), Head(8))
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return network
+
+
 class DenseLayer(nn.Module):
     def __init__(self, inputs: int, growth: int) -> None:
         super().__init__()
@@ -679,6 +688,7 @@ FAMILIES = {
     "preactivation-resnet": Family(preactivation_resnet),
     "wide-resnet": Family(wide_resnet),
     "vgg": Family(vgg),
+    "plain": Family(plain),
     "densenet": Family(densenet),
     "resnext": Family(resnext),
     "regnet": Family(regnet),

@@ -65,3 +65,39 @@ def test_what_cannot_be_read_is_an_exception() -> None:
 def test_importing_bncheck_imports_neither_torch_nor_numpy() -> None:
     code = "import sys, bncheck; print([m for m in ('torch', 'numpy', 'rich') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def batches() -> list[torch.Tensor]:
+    return list(torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0)).split(16))
+
+
+def test_a_live_module_is_watched_and_given_back() -> None:
+    module = torch.load(SAMPLES / "healthy_module.pt", weights_only=False).train()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    report = bncheck.drift(module, batches())
+    assert {finding.rule for finding in report.findings} >= {"changed-in-evaluation"}
+    assert module.training
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    report = bncheck.drift(module, batches(), evaluator=lambda model: model.eval()(batches()[0]), select=["changed-*"])
+    assert report.verdict is Verdict.PASSED
+    assert module.training
+
+
+def test_a_module_in_train_mode_depends_on_the_batch() -> None:
+    module = torch.load(SAMPLES / "healthy_module.pt", weights_only=False)
+    assert bncheck.repeat(module, batches()).verdict is Verdict.PASSED
+    [finding] = bncheck.repeat(module.train(), batches()).findings
+    assert finding.rule == "depends-on-batch"
+
+
+def test_the_gate_is_a_function_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bncheck.toml").write_text(f'checkpoint = "{SAMPLES / "saved-in-train-mode.pt"}"')
+    [report] = bncheck.gate()
+    assert report.verdict is Verdict.FAILED
+    [report] = bncheck.gate(fail_on="error")
+    assert report.verdict is Verdict.PASSED
+    [report] = bncheck.gate(SAMPLES / "healthy.pt", require=["depends-on-batch"])
+    assert report.verdict is Verdict.UNDECIDED
+    with pytest.raises(TypeError, match="fails_on"):
+        bncheck.gate(fails_on="error")

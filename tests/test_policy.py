@@ -14,9 +14,9 @@ import pytest
 from bncheck.config import KEYS, Config, configured, schema
 from bncheck.errors import UsageError
 from bncheck.findings import Finding, LayerSummary, Report, Severity, Undecided, Verdict
-from bncheck.gate import gate_exit_code, gated, remarks
 from bncheck.policy import Ignore, Policy, baseline_of, policy_of, read_baseline, write_baseline
 from bncheck.rules import RULES
+from bncheck.verdicts import gate_exit_code, gated, remarks
 
 IDS = [rule.id for rule in RULES]
 TODAY = datetime.date(2027, 6, 30)

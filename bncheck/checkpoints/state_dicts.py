@@ -43,6 +43,8 @@ def state_dict_group(
         versions: by module name, the `version` in `_metadata`, where the file has it.
         ordered: whether the keys stand in the order in which the layers were registered.
     """
+    for key in tensors:
+        limits().check_path(key)
     strip = prefix_stripper(tensors)
     kinds = KindInference({key: tensor.shape for key, tensor in tensors.items()}, ordered=ordered)
     parts: dict[str, dict[str, Tensor]] = {}

@@ -14,31 +14,39 @@ from bncheck.evaluation.data import DataOptions, batch_of, open_data
 from bncheck.evaluation.models import importable, load_callable
 from bncheck.evaluation.probes import drift
 from bncheck.evaluation.repetition import repeat
-from bncheck.evaluation.runnable import ModelOptions, load_runnable
+from bncheck.evaluation.runnable import ModelOptions, live_runnable, load_runnable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    import torch
 
     from bncheck.evaluation.runnable import Runnable
     from bncheck.subjects import Evaluation
 
 
-def examine(command: str, path: Path, given: Mapping[str, Any], progress: Callable[[int], None]) -> Evaluation:
+def examine(
+    command: str, subject: Path | torch.nn.Module, given: Mapping[str, Any], progress: Callable[[int], None]
+) -> Evaluation:
     """Runs the probe of a command.
 
     Args:
         command: "drift" or "repeat".
-        path: the checkpoint.
-        given: the options of the command line by name.
+        subject: the checkpoint, or a live module.
+        given: the options of the command line by name; data and evaluator may be the things themselves.
         progress: told the number of samples of each batch that is done.
 
     Raises:
         BncheckError: the model, the data or the evaluation cannot be made, or fail.
     """
     paths = tuple(given["python_path"] or ())
-    runnable, data = opened(path, given)
-    evaluator = None
-    if given["evaluator"]:
+    if isinstance(subject, Path):
+        runnable, data = opened(subject, given)
+    else:
+        runnable = live_runnable(subject)
+        data = load_data(Path(), given, runnable)
+    evaluator = given["evaluator"]
+    if isinstance(evaluator, str):
         with importable(paths), contextlib.redirect_stdout(sys.stderr):
             evaluator = load_callable(given["evaluator"], "--evaluator")
     with importable(paths):

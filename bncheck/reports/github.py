@@ -35,7 +35,7 @@ def commands(report: Report, *, nothing_to_judge: bool) -> Iterator[str]:
         report: what is told.
         nothing_to_judge: whether no input has a BatchNorm layer: the run fails for it, and has to say so.
     """
-    path = shown_path(report.subjects[0])
+    path = shown_path(report.subjects[-1])
     if report.error:
         yield command("error", path, "not read", escaped(report.error.message), escaped(report.error.hint))
         return

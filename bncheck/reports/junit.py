@@ -36,7 +36,7 @@ def write(run: Run, out: TextIO) -> None:
 
 
 def add_suite(root: Element, report: Report) -> None:
-    path = shown_path(report.subjects[0])
+    path = shown_path(report.subjects[-1])
     suite = SubElement(root, "testsuite", name=path)
     if report.error:
         message, hint = escaped(report.error.message), escaped(report.error.hint)

@@ -33,7 +33,7 @@ def write(run: Run, out: TextIO) -> None:
 
 
 def verdict_row(report: Report) -> tuple[str, str, str]:
-    path = shown_path(report.subjects[0])
+    path = shown_path(report.subjects[-1])
     if report.error:
         return "NOT READ", path, f"{escaped(report.error.message)} (hint: {escaped(report.error.hint)})"
     return report.verdict.value.upper(), path, result(report)
@@ -62,7 +62,7 @@ def section(report: Report) -> list[str]:
         parts += table(("note",), ((escaped(note),) for note in report.notes))
     if not parts:
         return []
-    return [f"### {cell(shown_path(report.subjects[0]))}", "", *parts]
+    return [f"### {cell(shown_path(report.subjects[-1]))}", "", *parts]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -125,7 +125,7 @@ def results(run: Run, index: Mapping[str, int]) -> Iterator[dict[str, Any]]:
 
 def location(report: Report, said: Finding | Undecided | None = None) -> dict[str, Any]:
     """A location [3.28]: the file, and the layer or the group in it."""
-    physical = {"artifactLocation": {"uri": uri(report.subjects[0])}, "region": {"startLine": 1}}
+    physical = {"artifactLocation": {"uri": uri(report.subjects[-1])}, "region": {"startLine": 1}}
     logical = [logical_location(said)] if said and place(said) else []
     return {"physicalLocation": physical, **({"logicalLocations": logical} if logical else {})}
 

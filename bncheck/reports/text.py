@@ -55,10 +55,15 @@ class Page:
             file=out,
             width=style.width,
             no_color=True if style.color is False else None,
+            # A file gets none of what FORCE_COLOR asks for the terminal; a notebook shows what is returned to it.
+            force_terminal=False if style.color is False else None,
+            force_jupyter=False,
             highlight=False,
             markup=False,
             emoji=False,
         )
+        if self.console.width < 1:  # COLUMNS=0
+            self.console.width = DEFAULT_WIDTH
         self.plain_characters = not (self.console.encoding or "").lower().startswith("utf")
 
     def line(self, *parts: str | tuple[str, str], indent: int = 0, first: Text | None = None) -> None:

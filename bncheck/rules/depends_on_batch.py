@@ -13,7 +13,9 @@ Relative to the largest output, over seven torchvision networks:
 - sound: 1.6e-15 to 3.2e-15 in float64, 3e-7 to 9e-7 in float32
 - one BatchNorm of the middle without running statistics: from 0.12 (ResNet-18) down to 6e-10 (EfficientNet-B0)
 
-so that float64 tells them apart and float32 hides the small ones.
+so that float64 tells them apart and float32 hides the small ones. Those networks had random weights; of a trained
+EfficientNet-Lite0 on photographs, the figures are 1e-15 and 1e-7 when sound, and 0.28 to 0.99 with one layer, first,
+middle or last, without running statistics.
 
 ## Why it matters
 

@@ -8,13 +8,18 @@ within-batch or the pooled variance, whichever is nearer. A layer speaks when th
 threshold and above four times what sampling alone gives (the spread of single images over the root of their number,
 plus the noise of the running average):
 
-- the first layer: median d above 0.1 or median l above 0.15. It sees the images themselves, so that nothing but data
-  and preprocessing, or spoilt statistics, moves it;
-- a later layer: median d above 0.5 or median l above 0.25. A sound network that was trained at a high rate lags by 0.22
-  in its last layer; statistics that were reset lie at 1.4.
+- the first layer: median d above 0.1. It sees the images themselves, so that nothing but data and preprocessing, or
+  spoilt statistics, moves it;
+- a later layer: median d above 0.5. A sound network that was trained at a high rate lags by 0.22 in its last layer;
+  statistics that were reset lie at 1.4;
+- any layer: median l above 0.25. Training crops, scales and distorts its images otherwise than an evaluation does:
+  sound networks lie at 0.11 and 0.16 in their first layer.
 
-With --in-distribution, d above 1.0 or l above 0.5 in any layer, or more than 20 % of the predictions changed by the
-statistics of the data, is an error.
+Where no layer speaks, more than 10 % of the predictions changed by the statistics of the data do, with an allowance of
+1.25 / sqrt(N) for N samples: statistics that are estimated from few samples change predictions by themselves.
+
+With --in-distribution, d above 1.0 or l above 0.5 in any layer, or more than 20 % of the predictions changed (with the
+same allowance), is an error.
 
 Measured with a small CNN (median d of the first and of the last layer, predictions that change):
 
@@ -24,8 +29,18 @@ Measured with a small CNN (median d of the first and of the last layer, predicti
 - twenty batches of other data in train mode: 0.20, 0.43, 45 %
 - statistics reset: 0.005 (l 0.25), 1.4, 53 %
 
-and with a MobileNetV2 on twenty photographs, in the first layer: 0.02 when right, 0.37 without subtracting the mean and
+With a MobileNetV2 on twenty photographs, in the first layer: 0.02 when right, 0.37 without subtracting the mean and
 dividing by the standard deviation, 85 with pixels from 0 to 255. Swapped color channels (0.01) do not show.
+
+With an EfficientNet-Lite0 on the same photographs (d and l of the first layer, right predictions of 20):
+
+- (pixel - 127) / 128, as it was trained: 0.06, 0.15, 17
+- the mean and deviation of ImageNet, as its package recommends: 0.06, 0.65, 16
+- pixels from 0 to 1: 0.13, 0.83, 15
+- pixels from 0 to 255: 52, 4.7, none
+- statistics reset: 0.23, 0.45, none; later layers up to 52
+
+A sound network on so few images is no proof of itself: 25 to 35 % of its predictions change with their statistics.
 
 ## Why it matters
 
@@ -36,11 +51,14 @@ data, everything behind the layer works on inputs it was not trained for.
 
 The data may be of another domain than those of the training: then the model, and not its statistics, is at fault; one
 checkpoint and one folder cannot tell the two apart. Hence a warning, unless --in-distribution vouches for the data.
+Statistics of 0 and 1 are right where a converter has put the true ones into weight and bias, and in a network that was
+trained in eval mode from the start.
 
 ## What to do
 
 Already at the first layer: check size, scaling, mean and standard deviation of the preprocessing. Growing with depth:
-the statistics lag behind the weights; estimate them again on training data.
+the statistics lag behind the weights; estimate them again on training data. Beginning at a layer with 0 and 1: it was
+reset or never loaded.
 
 ## Seen in
 
@@ -49,6 +67,7 @@ wasidennis/AdaptSegNet#79 (statistics of the target domain), pytorch/pytorch#120
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from bncheck.findings import CannotTell, Evidence, Rule, Severity
@@ -61,14 +80,17 @@ if TYPE_CHECKING:
 
 PROBE = "fit to the data"
 # See the measurements in the explanation: between sound networks and spoilt ones.
-FIRST_LAYER_MEAN, FIRST_LAYER_VARIANCE = 0.1, 0.15
-ANY_LAYER_MEAN, ANY_LAYER_VARIANCE = 0.5, 0.25
+FIRST_LAYER_MEAN, LATER_LAYER_MEAN = 0.1, 0.5
+ANY_LAYER_VARIANCE = 0.25
 CERTAIN_MEAN, CERTAIN_VARIANCE = 1.0, 0.5
 # Four standard deviations of sampling noise: one channel in 16,000 lies beyond by chance.
 NOISE_FACTOR = 4.0
 # Predictions that change when the statistics of the data replace the stored ones: 4.6 % in a sound network that lags,
 # 16 % ten updates after a reset.
 CHANGED_PREDICTIONS, MANY_CHANGED_PREDICTIONS = 0.1, 0.2
+# What statistics of N samples change by chance is at most this over sqrt(N): 25 to 35 % on 20 photographs in a sound
+# EfficientNet-Lite0, which has 1,000 classes to choose from; 0 to 1.6 % on 64 digits in DigitNet.
+CHANGED_BY_CHANCE = 1.25
 # With less, a sound network can lie beyond the thresholds of later layers; silence then proves nothing.
 FEWEST_SAMPLES, FEWEST_BATCHES = 64, 4
 
@@ -83,13 +105,12 @@ def check(evaluation: Evaluation) -> Iterator[Evidence | CannotTell]:
             yield CannotTell(evaluation.unable.get(PROBE, "no layer with running statistics was called"))
         return
     beyond = [layer for layer in fitted if exceeds(layer, is_first=layer is fitted[0])]
-    changed = evaluation.fit.predictions_changed if evaluation.fit else None
     for layer in beyond:
-        yield evidence(layer, evaluation, pattern(fitted, beyond), changed)
+        yield evidence(layer, evaluation, pattern(fitted, beyond))
     if beyond or broken:
         return
-    if changed is not None and changed > CHANGED_PREDICTIONS and enough(evaluation):
-        yield predictions_alone(evaluation, changed)
+    if changed_beyond(evaluation, CHANGED_PREDICTIONS) and enough(evaluation):
+        yield predictions_alone(evaluation)
     elif not enough(evaluation):
         yield CannotTell(
             f"{count(evaluation.samples, 'sample')} in {evaluation.batches} "
@@ -141,12 +162,15 @@ def medians(fit: Fit) -> tuple[float, float, float]:
 def exceeds(evaluated: EvaluatedLayer, *, is_first: bool) -> bool:
     assert evaluated.fit is not None
     mean, variance, noise = medians(evaluated.fit)
-    mean_limit, variance_limit = (
-        (FIRST_LAYER_MEAN, FIRST_LAYER_VARIANCE) if is_first else (ANY_LAYER_MEAN, ANY_LAYER_VARIANCE)
-    )
-    return mean > max(mean_limit, NOISE_FACTOR * noise) or variance > max(
-        variance_limit, NOISE_FACTOR * evaluated.fit.variance_noise
-    )
+    mean_limit = max(FIRST_LAYER_MEAN if is_first else LATER_LAYER_MEAN, NOISE_FACTOR * noise)
+    variance_limit = max(ANY_LAYER_VARIANCE, NOISE_FACTOR * evaluated.fit.variance_noise)
+    return mean > mean_limit or variance > variance_limit
+
+
+def changed_beyond(evaluation: Evaluation, limit: float) -> bool:
+    """Whether the statistics of the data change more of the predictions than the limit, and than chance explains."""
+    changed = evaluation.fit.predictions_changed if evaluation.fit else None
+    return changed is not None and changed > limit + CHANGED_BY_CHANCE / math.sqrt(max(evaluation.samples, 1))
 
 
 def pattern(fitted: list[EvaluatedLayer], beyond: list[EvaluatedLayer]) -> str:
@@ -174,10 +198,11 @@ def is_new(evaluated: EvaluatedLayer) -> bool:
     return mean is not None and var is not None and not mean.any() and bool((var == 1).all())
 
 
-def evidence(evaluated: EvaluatedLayer, evaluation: Evaluation, reading: str, changed: float | None) -> Evidence:
+def evidence(evaluated: EvaluatedLayer, evaluation: Evaluation, reading: str) -> Evidence:
     assert evaluated.fit is not None
     mean, variance, noise = medians(evaluated.fit)
-    certain = mean > CERTAIN_MEAN or variance > CERTAIN_VARIANCE or (changed or 0.0) > MANY_CHANGED_PREDICTIONS
+    far = mean > CERTAIN_MEAN or variance > CERTAIN_VARIANCE
+    certain = far or changed_beyond(evaluation, MANY_CHANGED_PREDICTIONS)
     return Evidence(
         f"the input of the layer lies {number(mean)} standard deviations from running_mean (median of the channels; "
         f"{number(noise)} is chance), its standard deviation at {number(ratio(evaluated))} of the stored one",
@@ -201,14 +226,17 @@ def ratio(evaluated: EvaluatedLayer) -> float:
     return float(np.median(found))
 
 
-def predictions_alone(evaluation: Evaluation, changed: float) -> Evidence:
+def predictions_alone(evaluation: Evaluation) -> Evidence:
+    assert evaluation.fit is not None
+    changed = evaluation.fit.predictions_changed
+    certain = changed_beyond(evaluation, MANY_CHANGED_PREDICTIONS)
     return Evidence(
         f"{changed:.0%} of the predictions change when the statistics of the data replace the stored ones, though no "
         "single layer is far off",
         "Estimate the statistics again on training data, and compare the accuracy.",
         None,
         {"predictions_changed": changed},
-        Severity.ERROR if changed > MANY_CHANGED_PREDICTIONS and evaluation.in_distribution else Severity.WARNING,
+        Severity.ERROR if certain and evaluation.in_distribution else Severity.WARNING,
     )
 
 

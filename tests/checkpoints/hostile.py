@@ -1648,7 +1648,10 @@ def end_of_class(name: str) -> End:
 
 
 NAMES = (
-    *(Trick(f"a layer named by {what}", End.LAYERS, named(name)) for what, name in ODD.items()),
+    *(
+        Trick(f"a layer named by {what}", End.REFUSED if len(name) > LONGEST_PATH - 20 else End.LAYERS, named(name))
+        for what, name in ODD.items()
+    ),
     *(
         Trick(
             f"a group named by {what}",

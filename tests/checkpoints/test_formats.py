@@ -44,7 +44,8 @@ def network() -> nn.Sequential:
     made = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, eps=1e-3, momentum=0.03), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4)
     )
-    made(torch.randn(2, 3, 9, 9))
+    for _ in range(250):  # enough for momentum 0.03
+        made(torch.randn(2, 3, 9, 9))
     return made.eval()
 
 
@@ -174,4 +175,6 @@ def test_no_format_needs_torch_to_be_read(tmp_path: Path) -> None:
     reports = json.loads(done.stdout)["reports"]
     assert [report["format"] for report in reports] == [format_ for format_, _ in WRITERS.values()]
     assert [len(report["layers"]) for report in reports] == [2] * len(WRITERS)
-    assert [finding["rule"] for report in reports for finding in report["findings"]] == []
+    # The two layers differ in eps and momentum, which is a note.
+    found = {finding["rule"] for report in reports for finding in report["findings"]}
+    assert found == {"inconsistent-settings"}

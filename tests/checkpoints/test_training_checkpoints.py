@@ -40,7 +40,8 @@ class Phase(enum.Enum):
 def trained(*, half: bool = False) -> nn.Sequential:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
-    network(torch.randn(8, 3, 6, 6))
+    for _ in range(100):  # enough for momentum 0.1
+        network(torch.randn(8, 3, 6, 6))
     return network.half().eval() if half else network.eval()
 
 

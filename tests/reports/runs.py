@@ -19,11 +19,11 @@ from bncheck.findings import (
     Undecided,
     Verdict,
 )
-from bncheck.gate import exit_code
 from bncheck.inspection import inspect_file
 from bncheck.reports import Format, Style, write
 from bncheck.rules import RULES
 from bncheck.subjects import UNKNOWN, Behaviour, Normalises, inferred, stored
+from bncheck.verdicts import exit_code
 
 SAMPLES = Path(__file__).parent.parent.parent / "sample_checkpoints"
 

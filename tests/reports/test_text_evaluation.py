@@ -111,7 +111,7 @@ FAILED model.pt: results differ from run to run
     ("examined", "expected"),
     [
         (evaluation(evaluated(), fitted("a")), "evaluation moves no statistics, they fit the data"),
-        (evaluation(evaluated(), in_train_mode("b", 1)), "evaluation rewrites the statistics of 1 of 2 BatchNorm layer"),
+        (evaluation(evaluated(), in_train_mode("b", 1)), "evaluation rewrites the statistics of 1 of 2 BatchNorm"),
         (
             evaluation(evaluated(updates=3), in_train_mode("b", 1)),
             "evaluation rewrites the statistics of 1 of 2 BatchNorm layers",

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from bncheck.findings import Finding, Problem, Report, Severity, Verdict
-from bncheck.gate import exit_code, verdict
+from bncheck.verdicts import exit_code, verdict
 
 
 def finding(severity: Severity) -> Finding:
