@@ -23,8 +23,10 @@ from bncheck.findings import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from bncheck.comparisons import CheckpointPair
     from bncheck.errors import BncheckError
-    from bncheck.subjects import Array, BatchNormLayer, Checkpoint, CheckpointPair, Evaluation
+    from bncheck.evaluations import Evaluation
+    from bncheck.subjects import Array, BatchNormLayer, Checkpoint
 
 HISTOGRAM_BINS = 8
 

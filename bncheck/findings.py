@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from bncheck.subjects import BatchNormLayer, Checkpoint, CheckpointPair, Evaluation
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from bncheck.subjects import Behaviour, Setting
+    from bncheck.comparisons import CheckpointPair
+    from bncheck.evaluations import Evaluation
+    from bncheck.subjects import BatchNormLayer, Behaviour, Checkpoint, Setting
 
 
 class Severity(Enum):

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from bncheck.wording import MOST_LISTED
 
 if TYPE_CHECKING:
-    from bncheck.subjects import Agreement, Array, EvaluatedLayer, Evaluation, Repeat, Shift
+    from bncheck.comparisons import Shift
+    from bncheck.evaluations import Agreement, EvaluatedLayer, Evaluation, Repeat
+    from bncheck.subjects import Array
 
 
 def measurements_of(evaluation: Evaluation, *, channels: bool = False) -> dict[str, object]:

@@ -11,9 +11,10 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from bncheck.comparisons import CheckpointPair, GroupPair, LayerChange, Shift
 from bncheck.errors import UsageError
 from bncheck.matching import FROM_COARSE_TO_FINE, coarser_dtype, realigned, rounded
-from bncheck.subjects import Checkpoint, CheckpointPair, GroupPair, LayerChange, Shift
+from bncheck.subjects import Checkpoint
 from bncheck.wording import count, few, quoted
 
 if TYPE_CHECKING:

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
     from bncheck.evaluation.recalibration import Recalibration, RecalibrationOptions
     from bncheck.evaluation.runnable import Runnable
+    from bncheck.evaluations import Evaluation
     from bncheck.findings import Report, Rule, Severity
-    from bncheck.subjects import BatchNormLayer, Checkpoint, Evaluation, Group
+    from bncheck.subjects import BatchNormLayer, Checkpoint, Group
 
     Numbers = dict[str, object]
 

@@ -8,7 +8,8 @@ from hypothesis.extra.numpy import arrays
 
 from bncheck.diagnosis import diagnose, distribution
 from bncheck.findings import Severity, Verdict
-from bncheck.rules import RULES, SAVED_IN_TRAIN_MODE
+from bncheck.rules import RULES
+from bncheck.rules.saved_in_train_mode import RULE as SAVED_IN_TRAIN_MODE
 from bncheck.subjects import stored
 from tests.rules.layers import checkpoint, layer, of_state_dict
 

@@ -7,51 +7,55 @@ from pathlib import Path
 import pytest
 
 import bncheck
-from bncheck import checkpoints
+from bncheck import checkpoints, rules
 from bncheck.glossary import GLOSSARY
 from bncheck.reports import Format
-from bncheck.rules import RULES
+from bncheck.rules import CATALOGUE, RULES
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "bncheck"
 
+# What is examined: of a file, of two, of a model that ran.
+RECORDS = {"subjects", "comparisons", "evaluations"}
 # What each part may import of bncheck. Arrows that are not here do not exist.
 MAY_KNOW: dict[str, set[str]] = {
     "errors": set(),
     "subjects": set(),
     "wording": set(),
     "glossary": set(),
-    "findings": {"subjects", "reports"},  # a report shows itself in a terminal and in a notebook
-    "matching": {"subjects"},
-    "rules": {"subjects", "findings", "wording", "matching", "rules"},
+    "comparisons": {"subjects"},
+    "evaluations": {"comparisons", "subjects"},
+    "findings": {*RECORDS, "reports"},  # a report shows itself in a terminal and in a notebook
+    "matching": {*RECORDS},
+    "rules": {*RECORDS, "findings", "wording", "matching", "rules"},
     "checkpoints": {"subjects", "errors", "wording", "checkpoints"},
-    "pairing": {"subjects", "errors", "matching", "wording"},
-    "measurements": {"subjects", "wording"},
-    "evaluation": {"subjects", "errors", "wording", "matching", "checkpoints", "evaluation"},
+    "pairing": {*RECORDS, "errors", "matching", "wording"},
+    "measurements": {*RECORDS, "wording"},
+    "evaluation": {*RECORDS, "errors", "wording", "matching", "checkpoints", "evaluation"},
     "config": {"errors", "wording"},
     "policy": {"config", "errors", "findings", "wording"},
     "verdicts": {"findings", "policy"},
-    "selection": {"subjects", "findings", "errors", "wording"},
-    "diagnosis": {"subjects", "findings", "verdicts", "errors", "measurements", "pairing"},
-    "inspection": {"checkpoints", "diagnosis", "errors", "selection", "findings", "subjects", "rules"},
-    "comparing": {
+    "selection": {*RECORDS, "findings", "errors", "wording"},
+    "diagnosis": {*RECORDS, "findings", "verdicts", "errors", "measurements", "pairing"},
+    "inspection": {*RECORDS, "checkpoints", "diagnosis", "errors", "selection", "findings", "subjects", "rules"},
+    "comparing": {*RECORDS,
         "checkpoints", "diagnosis", "errors", "inspection", "pairing", "selection", "findings", "subjects", "rules",
         "wording",
     },
-    "gating": {
+    "gating": {*RECORDS,
         "comparing", "config", "diagnosis", "errors", "evaluation", "findings", "inspection", "rules", "selection",
     },
-    "repair": {
+    "repair": {*RECORDS,
         "checkpoints", "diagnosis", "errors", "evaluation", "findings", "matching", "measurements", "rules",
         "selection", "subjects", "verdicts", "wording",
     },
-    "reports": {"findings", "subjects", "wording", "reports", "errors", "rules", "glossary"},
+    "reports": {*RECORDS, "findings", "subjects", "wording", "reports", "errors", "rules", "glossary"},
     "options": {"reports"},
     "cli": {
         "api", "checkpoints", "comparing", "config", "diagnosis", "errors", "evaluation", "findings", "gating",
         "inspection", "options", "policy", "repair", "reports", "rules", "selection", "verdicts", "wording",
     },
-    "api": {
+    "api": {*RECORDS,
         "checkpoints", "comparing", "config", "diagnosis", "errors", "evaluation", "findings", "gating", "policy",
         "repair", "rules", "selection", "subjects", "verdicts",
     },
@@ -105,6 +109,11 @@ def test_a_rule_imports_no_other_rule() -> None:
     for path in (PACKAGE / "rules").glob("*.py"):
         if path.stem != "__init__":
             assert not any(name.startswith("bncheck.rules") for name in imports_of(path)), path
+
+
+def test_the_catalogue_names_every_rule_as_it_names_itself() -> None:
+    for name, ids in CATALOGUE.items():
+        assert tuple(rule.id for rule in getattr(rules, name)) == ids
 
 
 def test_the_catalogue_holds_every_rule_file() -> None:

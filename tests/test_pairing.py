@@ -17,10 +17,11 @@ from torch import nn
 import bncheck
 from bncheck.checkpoints import read_checkpoint
 from bncheck.checkpoints.source import FileSource
+from bncheck.comparisons import CheckpointPair
 from bncheck.errors import UsageError
 from bncheck.findings import Report, Verdict
 from bncheck.pairing import PIECE, equal_tensors, pair_of, proposals
-from bncheck.subjects import Checkpoint, CheckpointPair, Tensor
+from bncheck.subjects import Checkpoint, Tensor
 from tests.rules.layers import layer, of_state_dict
 from tests.rules.pairs import MOVED, file
 

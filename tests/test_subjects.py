@@ -5,15 +5,7 @@ import itertools
 import pytest
 import torch
 
-from bncheck.subjects import (
-    BatchNormLayer,
-    Behaviour,
-    Normalises,
-    StatisticsUse,
-    Tensor,
-    inferred,
-    stored,
-)
+from bncheck.subjects import BatchNormLayer, Behaviour, Normalises, StatisticsUse, Tensor, inferred, stored
 
 
 def behaviour_of_torch(layer: torch.nn.BatchNorm2d) -> Behaviour:

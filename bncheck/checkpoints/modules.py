@@ -22,17 +22,7 @@ from bncheck.checkpoints.state_dicts import (
     read_tensors,
 )
 from bncheck.checkpoints.torch_objects import TensorRecord
-from bncheck.subjects import (
-    UNKNOWN,
-    BatchNormLayer,
-    Group,
-    Known,
-    Setting,
-    StatisticsUse,
-    Tensor,
-    inferred,
-    stored,
-)
+from bncheck.subjects import UNKNOWN, BatchNormLayer, Group, Known, Setting, StatisticsUse, Tensor, inferred, stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

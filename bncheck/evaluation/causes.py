@@ -21,7 +21,7 @@ from bncheck.evaluation.calls import call, outputs_of
 from bncheck.evaluation.comparison import largest_difference
 from bncheck.evaluation.interception import Interception, Record, layer_addresses, module_names, seed
 from bncheck.evaluation.state import put_back, snapshot
-from bncheck.subjects import Cause, CauseKind
+from bncheck.evaluations import Cause, CauseKind
 from bncheck.wording import count, few
 
 if TYPE_CHECKING:

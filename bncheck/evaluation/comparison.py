@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bncheck.evaluation.calls import outputs_of, predictions_of
-from bncheck.subjects import Agreement
+from bncheck.evaluations import Agreement
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bncheck.comparisons import Shift
 from bncheck.evaluation.abilities import BAKED_IN_TRAIN_MODE, NOT_CALLED, NOT_WATCHED, Probe, inability
 from bncheck.evaluation.calls import call
 from bncheck.evaluation.comparison import Comparison
@@ -31,7 +32,7 @@ from bncheck.evaluation.watch import (
     placed_batches,
     set_modes,
 )
-from bncheck.subjects import EvaluatedLayer, Evaluation, Shift
+from bncheck.evaluations import EvaluatedLayer, Evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

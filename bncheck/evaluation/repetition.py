@@ -32,7 +32,7 @@ from bncheck.evaluation.causes import (
 from bncheck.evaluation.comparison import largest_difference
 from bncheck.evaluation.state import restored
 from bncheck.evaluation.watch import data_notes, description_of, fitting_labels, observe, placed_batches, set_modes
-from bncheck.subjects import Cause, CauseKind, EvaluatedLayer, Evaluation, Repeat
+from bncheck.evaluations import Cause, CauseKind, EvaluatedLayer, Evaluation, Repeat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

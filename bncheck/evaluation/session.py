@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from bncheck.evaluation.runnable import Runnable
-    from bncheck.subjects import Evaluation
+    from bncheck.evaluations import Evaluation
 
 
 def examine(

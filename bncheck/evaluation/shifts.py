@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bncheck.subjects import Fit, Shift
+from bncheck.comparisons import Shift
+from bncheck.evaluations import Fit
 
 if TYPE_CHECKING:
     from bncheck.subjects import Array, BatchNormLayer

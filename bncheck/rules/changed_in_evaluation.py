@@ -44,7 +44,7 @@ from bncheck.wording import count, number
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.subjects import EvaluatedLayer, Evaluation
+    from bncheck.evaluations import EvaluatedLayer, Evaluation
 
 PROBE = "moved in evaluation"
 

@@ -50,7 +50,8 @@ from bncheck.wording import count, number
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.subjects import Array, CheckpointPair, GroupPair, LayerChange
+    from bncheck.comparisons import CheckpointPair, GroupPair, LayerChange
+    from bncheck.subjects import Array
 
 # Median of the channels, in standard deviations: max(d, l), see above. The same kind of data moves the statistics of a
 # trained layer by some thousandths, another kind of data by tenths in the layer that meets it first.

@@ -43,7 +43,8 @@ from bncheck.wording import MOST_LISTED, channels, number
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.subjects import BatchNormLayer, CheckpointPair, LayerChange
+    from bncheck.comparisons import CheckpointPair, LayerChange
+    from bncheck.subjects import BatchNormLayer
 
 # PyTorch's default, for files that do not hold it.
 USUAL_MOMENTUM = 0.1

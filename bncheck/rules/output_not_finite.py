@@ -33,7 +33,7 @@ from bncheck.findings import CannotTell, Evidence, Rule, Severity
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.subjects import Evaluation
+    from bncheck.evaluations import Evaluation
 
 PROBE = "repeat"
 INPUT = "the input itself"  # what the probe names where no module is to blame

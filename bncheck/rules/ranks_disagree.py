@@ -47,7 +47,8 @@ from bncheck.wording import number
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.subjects import Array, CheckpointPair, LayerChange
+    from bncheck.comparisons import CheckpointPair, LayerChange
+    from bncheck.subjects import Array
 
 # Median of the channels, max(d, l), see above: shards that are alike make some hundredths at most.
 NOTABLE = 0.05

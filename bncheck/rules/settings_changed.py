@@ -47,7 +47,8 @@ from bncheck.wording import number
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.subjects import BatchNormLayer, CheckpointPair, LayerChange
+    from bncheck.comparisons import CheckpointPair, LayerChange
+    from bncheck.subjects import BatchNormLayer
 
 # The change of a channel's scale from which on results are expected to change.
 NOTABLE = 0.05

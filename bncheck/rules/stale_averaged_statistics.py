@@ -58,8 +58,9 @@ from bncheck.wording import count
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from bncheck.comparisons import CheckpointPair
     from bncheck.matching import Comparison, LayerPair
-    from bncheck.subjects import Checkpoint, CheckpointPair, Group
+    from bncheck.subjects import Checkpoint, Group
 
 # ||a - b|| / ||a|| above which parameters are others: rounding to half precision makes 2e-4, an average that has just
 # started less, one of some epochs several per cent.

@@ -76,7 +76,7 @@ from bncheck.wording import count, number, quoted
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.subjects import EvaluatedLayer, Evaluation, Fit
+    from bncheck.evaluations import EvaluatedLayer, Evaluation, Fit
 
 PROBE = "fit to the data"
 # See the measurements in the explanation: between sound networks and spoilt ones.

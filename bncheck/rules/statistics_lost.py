@@ -38,7 +38,8 @@ from bncheck.wording import count
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.subjects import BatchNormLayer, CheckpointPair, LayerChange
+    from bncheck.comparisons import CheckpointPair, LayerChange
+    from bncheck.subjects import BatchNormLayer
 
 SAVE_BUFFERS = (
     "Save state_dict(), which holds the buffers, not parameters() alone; statistics of the first checkpoint can be "

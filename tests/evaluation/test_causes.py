@@ -14,9 +14,9 @@ from bncheck.diagnosis import diagnose_evaluation
 from bncheck.evaluation.batches import Data
 from bncheck.evaluation.repetition import repeat
 from bncheck.evaluation.runnable import live_runnable
+from bncheck.evaluations import CauseKind, Evaluation
 from bncheck.findings import Severity
 from bncheck.rules import REPEAT_RULES
-from bncheck.subjects import CauseKind, Evaluation
 from tests.evaluation.networks import (
     MIDDLE,
     NETWORKS,

@@ -21,10 +21,10 @@ from bncheck.evaluation.probes import FOLLOWED_SAMPLES, drift
 from bncheck.evaluation.repetition import repeat
 from bncheck.evaluation.runnable import Runnable, live_runnable
 from bncheck.evaluation.state import batchnorm_layers, fingerprint
+from bncheck.evaluations import Evaluation
 from bncheck.findings import Severity
 from bncheck.measurements import measurements_of
 from bncheck.rules import DRIFT_RULES
-from bncheck.subjects import Evaluation
 from tests.evaluation.networks import BATCH, CLASSES, NETWORKS, SAMPLES, Centered, augmented, data, images, trained
 
 LABELS = torch.randint(0, CLASSES, (SAMPLES,), generator=torch.Generator().manual_seed(1))

@@ -24,9 +24,9 @@ from bncheck.evaluation.probes import drift
 from bncheck.evaluation.repetition import repeat
 from bncheck.evaluation.runnable import ModelOptions, Runnable, live_runnable, load_runnable
 from bncheck.evaluation.state import batchnorm_layers, fingerprint
+from bncheck.evaluations import Evaluation
 from bncheck.findings import Report, Severity
 from bncheck.rules import DRIFT_RULES, REPEAT_RULES
-from bncheck.subjects import Evaluation
 from sample_checkpoints.network import DigitNet
 from tests.evaluation.networks import BATCH, Centered, FunctionalDropout, Plain, data, images, trained
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from bncheck.comparisons import Shift
 from bncheck.evaluation.shifts import InputMoments, fit_of
+from bncheck.evaluations import EvaluatedLayer, Evaluation, Repeat
 from bncheck.findings import CannotTell, Evidence, Rule
-from bncheck.subjects import BatchNormLayer, EvaluatedLayer, Evaluation, Repeat, Shift
+from bncheck.subjects import BatchNormLayer
 from tests.rules.layers import CHANNELS, array, layer
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from bncheck.evaluations import Evaluation
 from bncheck.rules.changed_in_evaluation import RULE
-from bncheck.subjects import Evaluation, StatisticsUse, stored
+from bncheck.subjects import StatisticsUse, stored
 from tests.rules.evaluations import answers, evaluated, evaluation, left_open, message, said, shift
 from tests.rules.layers import layer
 

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import bncheck
+from bncheck.comparisons import CheckpointPair
 from bncheck.rules.statistics_lost import RULE
-from bncheck.subjects import CheckpointPair, StatisticsUse
+from bncheck.subjects import StatisticsUse
 from tests.rules.layers import fresh, layer
 from tests.rules.pairs import MOVED, TRAINED, file, messages, paired, said, tensor
 
