@@ -189,7 +189,7 @@ def test_an_evaluation_that_forgets_eval_is_caught_in_every_layer(folder: Path, 
     # The model of the other probes is the one that was loaded, not what the evaluation left.
     assert drift.measurements["train_mode"]["accuracy_before"] == 17 / 20
 
-    repeat = lite("repeat", weights, *evaluator)
+    repeat = lite("repeat", weights, *evaluator, "--limit", 12)
     assert repeat.exit_code == 1
     # Its dropout and its drop path are on, too.
     assert repeat.rules == {"depends-on-batch", "differs-between-runs"}
@@ -247,7 +247,7 @@ def test_the_first_layer_tells_which_normalisation_a_network_was_trained_with(fo
 
 @pytest.mark.slow
 def test_an_active_dropout_is_named_and_batchnorm_is_not(folder: Path, weights: Path, labelled: Path) -> None:
-    evaluator = ("--evaluator", f"{folder / 'evaluations.py'}:dropping", "--data", labelled, "--batch-size", 8)
+    evaluator = ("--evaluator", f"{folder / 'evaluations.py'}:dropping", "--data", labelled, "--limit", 8)
     ran = lite("repeat", weights, *evaluator)
     [finding] = ran.findings
     assert finding["rule"] == "differs-between-runs"
