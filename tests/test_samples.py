@@ -68,7 +68,16 @@ def structure(path: Path) -> object:
     else:
         held = torch.load(path, weights_only=False)
         state = held.state_dict() if isinstance(held, torch.nn.Module) else held.get("state_dict", held)
-    return {name: (tuple(value.shape), value.dtype) for name, value in state.items()}
+    return outline(state)
+
+
+def outline(value: object) -> object:
+    """Shapes and dtypes of tensors, however they are nested; of anything else its type."""
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), value.dtype
+    if isinstance(value, dict):
+        return {name: outline(held) for name, held in value.items()}
+    return type(value).__name__
 
 
 def healthy_accuracy(folder: Path) -> float:

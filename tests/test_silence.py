@@ -24,7 +24,6 @@ from bncheck.reports import Format, Style, write
 from sample_checkpoints import make
 from sample_checkpoints.network import DigitNet
 from sample_checkpoints.training import Digits, read_digits
-from tests import calibration
 from tests.families import FAMILIES, WITHOUT_BATCHNORM, batchnorms, estimated, fresh
 from tests.real_checkpoints import fetch
 
@@ -81,7 +80,7 @@ def test_a_random_network_with_estimated_statistics_gives_no_warning(save: Save,
     assert notes(state) <= notes(module)  # a state_dict has no settings that could differ
 
 
-@pytest.mark.parametrize("batches", [1, 10, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("batches", [1, 11, pytest.param(40, marks=pytest.mark.slow)])
 def test_however_many_batches_the_statistics_were_estimated_on(batches: int) -> None:
     reports = {name: bncheck.inspect(estimated(name, batches, seed=batches)) for name in NORMAL}
     assert {name: loud(report) for name, report in reports.items() if loud(report)} == {}
@@ -504,26 +503,6 @@ def test_a_released_network_gives_no_warning_and_few_notes(name: str) -> None:
     package, inside, expected = RELEASED[name]
     report = bncheck.inspect(fetch(package) / inside)
     assert ([], expected) == (loud(report), notes(report))
-
-
-# -- the thresholds
-
-
-def test_every_threshold_is_measured_or_says_why_not() -> None:
-    measured = {constant for line in calibration.lines(quick=True) for constant in line.constants}
-    assert measured.isdisjoint(calibration.NOT_MEASURED)
-    assert sorted(calibration.thresholds()) == sorted(measured | calibration.NOT_MEASURED.keys())
-
-
-def test_the_healthy_and_the_defective_lie_on_their_sides_of_each_threshold() -> None:
-    assert [line.shown() for line in calibration.lines(quick=True) if not line.is_right()] == []
-
-
-def test_the_table_of_the_calibration_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert calibration.main(["--quick"]) == 0
-    printed = capsys.readouterr().out
-    assert "NOT SEPARATED" not in printed
-    assert all(constant in printed for constant in calibration.thresholds())
 
 
 # -- a trained network

@@ -322,18 +322,13 @@ def company(subject: Subject, tables: Tables, *, alone: bool) -> Company:
                 difference = max(difference, largest_difference(first, together))
         return difference, record, first
 
-    def rounding(first: Any, statistics: Mapping[int, OperatorStatistics] | None) -> float:
-        """What the last bit of the input, or chance that nothing holds fixed, makes of the output."""
-        answers = [largest_difference(first, rows(nudge(tables.first), tables.size, statistics)[0])]
-        if largest_difference(first, rows(tables.first, tables.size, statistics)[0]):
-            # One draw may be small by luck.
-            again = (rows(tables.first, tables.size, statistics)[0] for _ in range(DRAWS))
-            answers += [largest_difference(first, drawn) for drawn in again]
-        resolution = max((torch.finfo(t.dtype).eps for t in first), default=torch.finfo(torch.float32).eps)
-        return max(ROUNDING * resolution, AMPLIFIED * max(answers))
+    def rounding_of(outputs: Any, statistics: Mapping[int, OperatorStatistics] | None) -> float:
+        return rounding(outputs, tables.first, lambda inputs: rows(inputs, tables.size, statistics)[0])
 
     difference, record, first = spread(None)
-    tolerance = rounding(first, None)
+    tolerance = least_rounding(first)
+    if difference > tolerance:  # else there is no need to measure what the network makes of a last bit
+        tolerance = rounding_of(first, None)
     if difference <= tolerance:
         return Company(difference, tolerance, fails_alone, (), len(first))
     causes: list[Cause] = []
@@ -346,12 +341,25 @@ def company(subject: Subject, tables: Tables, *, alone: bool) -> Company:
         # With the statistics of the other batch, the second batch must give something else: else nobody reads them.
         if largest_difference(own, others) > tolerance:
             causes.append(batchnorm_cause(subject, by_batch))
-        allowed = max(tolerance, rounding(held, fixed))
+        allowed = max(tolerance, rounding_of(held, fixed))
     else:
         remaining, allowed = difference, tolerance
     if remaining > allowed:
         causes.append(coupling_cause(subject, tables, fixed, allowed))
     return Company(difference, tolerance, fails_alone, tuple(causes), len(first))
+
+
+def least_rounding(outputs: tuple[torch.Tensor, ...]) -> float:
+    """What any network may differ by, by the resolution of its numbers."""
+    return ROUNDING * max((torch.finfo(t.dtype).eps for t in outputs), default=torch.finfo(torch.float32).eps)
+
+
+def rounding(outputs: tuple[torch.Tensor, ...], inputs: Any, run: Callable[[Any], Any]) -> float:
+    """What the last bit of the input, or chance that nothing holds fixed, makes of the outputs."""
+    answers = [largest_difference(outputs, run(nudge(inputs)))]
+    if largest_difference(outputs, run(inputs)):  # one draw may be small by luck
+        answers += [largest_difference(outputs, run(inputs)) for _ in range(DRAWS)]
+    return max(least_rounding(outputs), AMPLIFIED * max(answers))
 
 
 def batchnorm_cause(subject: Subject, by_batch: tuple[str, ...]) -> Cause:

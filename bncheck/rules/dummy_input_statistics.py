@@ -7,6 +7,12 @@ with an input that does not vary multiplies the variance by 1 - momentum and add
 (1 - momentum)^k: 0.9, 0.81, 0.729 with the usual momentum of 0.1. A mean other than 0 (the bias of a convolution) is
 accepted where the counter and momentum give that number.
 
+How far the channels of a layer lie apart, as (highest - lowest) / highest, and what is left of the power:
+
+- small networks, samples and released networks (54 files): 0.08 at least; 69 networks of torchvision and timm: 1.5e-5
+- the first layer of 37 families of networks after up to 50 batches of zeros: 0, and off (1 - momentum)^k by 2.6e-6 at
+  most, where the smallest momentum in use makes a difference of 1e-4
+
 It is an error where another layer has real statistics or the parameters are trained, and a warning in a model that is
 otherwise fresh. Where the variance has become 0 or almost (below the smallest normal float32), `dead-channels` speaks.
 

@@ -12,7 +12,9 @@ than 5 %: sqrt((running_var + eps) / (running_var + usual eps)) - 1.
 
 Of 804 networks of timm and torchvision with BatchNorm, 5 mix values of eps, 1 of them values of momentum, too: a
 segmentation head beside its backbone (7 of 53 layers), the head of EfficientViT (1 of 32 and 1 of 42), half of CoAtNet.
-In the first two the odd layers are a whole part of the network, in the last they are 46 %: all of them are notes.
+In the first two the odd layers are a whole part of the network, in the last they are 46 %: all of them are notes. A
+layer that was rebuilt with 1e-5 among layers of 1e-3 is off by 12 to 18 % where its variances go down to 0.002 to
+0.005, by 3 % where they stay above 0.016.
 
 ## Why it matters
 

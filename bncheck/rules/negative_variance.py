@@ -4,7 +4,9 @@
 
 running_var is nowhere negative. With eps known: an error where running_var + eps <= 0, since the output is then
 certainly NaN or infinite, and a warning between -eps and 0. With eps unknown, as in every state_dict: an error below
--0.001, which no usual eps (1e-5, 1e-3) makes positive, and a warning for what is nearer to 0.
+-0.001, which no usual eps (1e-5, 1e-3) makes positive, and a warning for what is nearer to 0. The lowest value of a
+file is 0 or more in all of 54 healthy ones, minus eps where a converter subtracted it, and -0.8 in the sample, whose
+server overshot.
 
 ## Why it matters
 
