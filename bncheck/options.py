@@ -146,7 +146,7 @@ InputKeyOption = Annotated[
 ]
 LimitOption = Annotated[
     Optional[int],  # noqa: UP045
-    typer.Option("--limit", metavar="N", min=1, help="Read this many samples and no more."),
+    typer.Option("--limit", metavar="N", min=1, help="Read this many samples, spread over the folder."),
 ]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", min=1, help="Samples in a batch.")]
 WorkersOption = Annotated[int, typer.Option("--workers", min=0, help="Threads that decode images ahead.")]

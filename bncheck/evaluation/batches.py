@@ -28,7 +28,7 @@ class DataOptions:
 
     Attributes:
         batch_size: samples in a batch, the last one may be smaller. A callable makes its own batches.
-        limit: read this many samples and no more.
+        limit: read this many samples and no more; of images, evenly spread over the sorted names.
         workers: threads that decode images ahead; 0 decodes in the calling thread.
         input_keys: the arrays of a file, or keys of a yielded dict, that the model takes. One is passed alone, several
             as a dict.

@@ -74,6 +74,7 @@ def open_images(root: Path, names: Sequence[str], options: DataOptions) -> Data:
         "layout": "NHWC" if options.channels_last else "NCHW",
         **preprocessing.describe(),
     }
+    names = spread_first(names, options.limit)
     start = partial(read_batches, root, names, classes, preprocessing, options, skipped)
     samples = len(names) if options.limit is None else min(len(names), options.limit)
     return Data(start, description, samples, classes, skipped)
@@ -99,6 +100,15 @@ def find_files(root: Path, suffixes: Iterable[str]) -> list[str]:
             (*parts, name) for name in files if not name.startswith(".") and os.path.splitext(name)[1].lower() in wanted
         ]
     return ["/".join(parts) for parts in sorted(found)]
+
+
+def spread_first(names: Sequence[str], limit: int | None) -> Sequence[str]:
+    """The names with evenly spread ones first, as many as are read: the first of a folder are often of one class."""
+    if limit is None or limit >= len(names):
+        return names
+    chosen = [names[place * len(names) // limit] for place in range(limit)]
+    taken = set(chosen)
+    return [*chosen, *(name for name in names if name not in taken)]
 
 
 def class_names(names: Sequence[str]) -> tuple[str, ...] | None:

@@ -235,6 +235,15 @@ def test_no_more_than_the_limit(folder: Path) -> None:
     assert data.samples == 7
 
 
+def test_a_limit_takes_images_of_every_class(tmp_path: Path) -> None:
+    for label in range(5):
+        for place in range(10):
+            save(tmp_path / str(label) / f"{place}.png", noise(4, 4))
+    [batch] = open_data(str(tmp_path), DataOptions(limit=10))
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
 # -- what goes wrong
 
 
