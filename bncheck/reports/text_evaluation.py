@@ -189,13 +189,22 @@ def table(page: Page, layers: Mapping[str, Numbers]) -> None:
         page.row(label, name_width, row, widths, Text(bar, "red"))
     if len(shown) < len(by_damage):
         page.line((f"({len(by_damage) - len(shown):,} more with --verbose)", "dim"), indent=2)
-    page.line(("(shift of the mean in standard deviations of the layer, median of the channels)", "dim"), indent=2)
+    legend = "(shift of the mean in standard deviations, or of their logarithm if that is more; median of the channels)"
+    page.line((legend, "dim"), indent=2)
 
 
 def worst(layer: Numbers) -> float | None:
-    values = [layer[part]["mean_shift"]["median"] for part, _ in COLUMNS if layer[part] and layer[part]["mean_shift"]]
+    values = [value for part, _ in COLUMNS if (value := farther(layer[part])) is not None]
     return max(values) if values else None
 
 
+def farther(shift: Numbers) -> float | None:
+    """The median over the channels of the shift of the mean, or of the spread if that moved more."""
+    if not shift or not shift["mean_shift"]:
+        return None
+    return float(max(shift["mean_shift"]["median"], shift["variance_shift"]["median"]))
+
+
 def median(shift: Numbers) -> str:
-    return short(shift["mean_shift"]["median"], 2) if shift and shift["mean_shift"] else "-"
+    value = farther(shift)
+    return "-" if value is None else short(value, 2)

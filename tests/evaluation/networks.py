@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -175,10 +175,15 @@ class NumpyNoise(nn.Module):
 
 
 class HiddenChance(nn.Module):
-    """What a kernel that adds in any order looks like from outside: no generator moves, and results differ."""
+    """What a kernel that adds in any order looks like from outside: no generator moves, and results differ.
+
+    Never the same in neighbouring calls, so that no test passes or fails by luck.
+    """
+
+    calls = count()
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * (1 + int.from_bytes(os.urandom(2), "big") * 1e-9)
+        return x * (1 + 1e-6 * (next(self.calls) % 23))
 
 
 class Stateful(nn.Module):

@@ -65,8 +65,8 @@ FAILED model.pt: evaluation rewrites the statistics of 1 of 3 BatchNorm layers
   head.bn      0.5         0.5     -  ████████████████████
   stem.bn        0        0.01  0.02  █
   unused.bn      0           -     -
-  (shift of the mean in standard deviations of the layer, median of the
-  channels)
+  (shift of the mean in standard deviations, or of their logarithm if that is
+  more; median of the channels)
 
   error changed-in-evaluation
     head.bn
