@@ -9,11 +9,11 @@ COUNT ?= 20000
 .PHONY: demo test lint bench fuzz readme samples smoke clean
 
 demo: $(VENV)/installed  ## show what bncheck does, on the samples
-	$(BIN)/bncheck drift $(SAMPLES)/saved-in-train-mode.pt --data $(SAMPLES)/digits --trust-pickle || test $$? -eq 1
+	@$(BIN)/bncheck drift $(SAMPLES)/saved-in-train-mode.pt --data $(SAMPLES)/digits --trust-pickle || test $$? -eq 1
 	@echo
-	$(BIN)/bncheck inspect $(SAMPLES)/non-finite-statistics.pt || test $$? -eq 1
+	@$(BIN)/bncheck inspect $(SAMPLES)/non-finite-statistics.pt || test $$? -eq 1
 	@echo
-	$(BIN)/bncheck inspect --quiet $(SAMPLES) || test $$? -eq 1
+	@$(BIN)/bncheck inspect --quiet $(SAMPLES) || test $$? -eq 1
 
 test: $(VENV)/installed-dev  ## all tests, the slow ones too
 	$(BIN)/python tests/real_checkpoints.py

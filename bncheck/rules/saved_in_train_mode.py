@@ -3,7 +3,8 @@
 ## What it checks
 
 The layer of a pickled module has training=True, so that forward, as saved, normalises by the batch and updates the
-running statistics; or a graph has that mode as a constant.
+running statistics; or a graph has that mode as a constant. A layer that never ran is left to
+`never-updated-statistics`: every module starts in train mode.
 
 ## Why it matters
 
@@ -49,7 +50,7 @@ def check(layer: BatchNormLayer) -> Iterator[Evidence | CannotTell]:
     if not layer.training.is_known:
         yield CannotTell("the file does not hold the mode", layer)
         return
-    if not layer.training.value:
+    if not layer.training.value or (not layer.baked and never_ran(layer)):
         return
     updates = layer.behaviour.updates_statistics
     what = "forward normalises by the batch" + " and rewrites the statistics" * bool(updates)
@@ -66,6 +67,13 @@ def check(layer: BatchNormLayer) -> Iterator[Evidence | CannotTell]:
         yield Evidence(
             f"training is True: as saved, {what}", "Call model.eval() before saving and after loading.", layer, measured
         )
+
+
+def never_ran(layer: BatchNormLayer) -> bool:
+    """Whether the layer is as its constructor left it, train mode included: another rule says so."""
+    if layer.num_batches_tracked != 0 or layer.running_mean is None or layer.running_var is None:
+        return False
+    return not layer.running_mean.any() and bool((layer.running_var == 1).all())
 
 
 RULE = Rule("saved-in-train-mode", Severity.WARNING, "a pickled module or a graph", __doc__, layer=check)

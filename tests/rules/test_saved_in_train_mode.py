@@ -5,13 +5,14 @@ import pytest
 from bncheck.findings import CannotTell, Evidence
 from bncheck.rules.saved_in_train_mode import RULE
 from bncheck.subjects import BatchNormLayer, StatisticsUse, stored
-from tests.rules.layers import answers, layer, of_state_dict, said
+from tests.rules.layers import answers, fresh, layer, of_state_dict, said
 
 TRAINING = {"training": stored(True)}
 
 QUIET: dict[str, BatchNormLayer] = {
     "eval mode": layer(),
     "a graph in eval mode": layer(baked=True),
+    "a layer that never ran": fresh(**TRAINING),
     "a frozen layer does not look at the mode": layer(**TRAINING, use=StatisticsUse.FROZEN),
 }
 
@@ -22,6 +23,8 @@ FIRES: dict[str, tuple[BatchNormLayer, str, str]] = {
         "warning",
         "by the batch",
     ),
+    "a layer that never ran, with its mode in a graph": (fresh(**TRAINING, baked=True), "error", "eval()"),
+    "initial statistics that were counted": (fresh(**TRAINING, num_batches_tracked=3), "warning", "rewrites"),
     "a traced graph": (layer(**TRAINING, baked=True), "error", "eval() does not change it"),
 }
 
