@@ -168,3 +168,22 @@ def test_quiet_prints_a_line_for_each_input_and_the_sum(here: Path) -> None:
     assert error.startswith("ERROR broken.pt ")
     assert total == "3 inputs: 1 passed, 1 failed, 1 not read"
     assert (result.returncode, result.stderr) == (2, "")
+
+
+# -- the summary of a job on GitHub
+
+
+def test_github_gets_annotations_and_a_summary_of_the_job(here: Path) -> None:
+    (here / "summary.md").write_text("before\n")
+    result = piped(here, FAILING, "--format", "github", GITHUB_STEP_SUMMARY=str(here / "summary.md"))
+    assert result.returncode == 1
+    assert result.stdout.startswith("::error file=")
+    summary = (here / "summary.md").read_text("utf-8")
+    assert summary.startswith("before\n")
+    assert FAILING in summary
+
+
+def test_a_summary_that_cannot_be_written_does_not_change_the_verdict(here: Path) -> None:
+    result = piped(here, FAILING, "--format", "github", GITHUB_STEP_SUMMARY=str(here / "absent" / "summary.md"))
+    assert result.returncode == 1
+    assert result.stdout.startswith("::error file=")
