@@ -134,8 +134,16 @@ def complain(message: str, hint: str) -> None:
     typer.echo(f"error: {escaped(message)}\n hint: {escaped(hint)}", err=True)
 
 
+def only_the_command_that_is_asked(arguments: list[str]) -> None:
+    """Leaves the others out: typer would build each option of each command first, a tenth of the time of `inspect`."""
+    asked = [command for command in app.registered_commands if arguments and command.name == arguments[0]]
+    if asked:
+        app.registered_commands = asked
+
+
 def main() -> None:
     """The console script. Whatever goes wrong, it does not exit with 1, which means findings."""
+    only_the_command_that_is_asked(sys.argv[1:])
     try:
         app()
     except Exception:  # noqa: BLE001 - before a command has its own net
