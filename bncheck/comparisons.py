@@ -26,6 +26,16 @@ class Shift:
     variance: Array
 
 
+def distances(mean: Array, var: Array, new_mean: Array, new_var: Array, eps: float) -> tuple[Array, Array]:
+    """The formula of a `Shift` for plain float64 arrays; NaN and infinity where a number is none, or below -eps."""
+    import numpy as np
+
+    with np.errstate(all="ignore"):
+        moved = np.abs(new_mean - mean) / np.sqrt(var + eps)
+        stretched = 0.5 * np.abs(np.log((new_var + eps) / (var + eps)))
+    return moved, stretched
+
+
 @dataclass(frozen=True, slots=True)
 class LayerChange:
     """A layer that two checkpoints hold, and what differs; equal means in every bit, as far as the coarser dtype tells.

@@ -127,28 +127,30 @@ def configured(folder: Path, file: Path | None = None) -> Config:
     Raises:
         UsageError: the file cannot be read, or a key or value is not one of those that there are.
     """
-    path = file or find(folder)
-    if path is None:
+    found = (file, parsed(file)) if file else find(folder)
+    if found is None:
         return Config()
-    table = table_of(path, asked=file is not None)
+    path, document = found
+    table = table_of(path, document, asked=file is not None)
     check(table, path)
     values = {key: normalised(key, value, path.parent) for key, value in table.items()}
     return Config(values, dict.fromkeys(values, str(path)), path)
 
 
-def find(folder: Path) -> Path | None:
-    """The nearest file with a configuration."""
+def find(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The nearest file with a configuration, and what it holds."""
     for place in (folder, *folder.parents):
         if (place / OWN_FILE).is_file():
-            return place / OWN_FILE
-        if (place / PYPROJECT).is_file() and "bncheck" in tools_of(parsed(place / PYPROJECT)):
-            return place / PYPROJECT
+            return place / OWN_FILE, parsed(place / OWN_FILE)
+        if (place / PYPROJECT).is_file():
+            document = parsed(place / PYPROJECT)
+            if "bncheck" in tools_of(document):
+                return place / PYPROJECT, document
     return None
 
 
-def table_of(path: Path, *, asked: bool) -> dict[str, Any]:
-    """The table of bncheck in a file."""
-    document = parsed(path)
+def table_of(path: Path, document: dict[str, Any], *, asked: bool) -> dict[str, Any]:
+    """The table of bncheck in what a file holds."""
     if path.name != PYPROJECT and "tool" not in document:
         return document
     table = tools_of(document).get("bncheck")

@@ -48,6 +48,25 @@ def modules_of(tensors: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(module for name in tensors if (module := name.rpartition(".")[0])))
 
 
+def blocks(names: Iterable[str], others: Iterable[str]) -> dict[str, int]:
+    """The shortest prefixes under which none of the others stands, and how many of the names stand there: `layer4`."""
+    taken = {prefix for other in others for prefix in prefixes(other)}
+    found: dict[str, int] = {}
+    for name in names:
+        block = next((prefix for prefix in prefixes(name) if prefix not in taken), name)
+        found[block] = found.get(block, 0) + 1
+    return found
+
+
+def prefixes(name: str) -> Iterator[str]:
+    """`a`, `a.b`, `a.b.c`."""
+    end = name.find(".")
+    while end != -1:
+        yield name[:end]
+        end = name.find(".", end + 1)
+    yield name
+
+
 # -- two groups of one network
 
 
@@ -84,7 +103,7 @@ def compare(raw: Group, averaged: Group) -> Comparison | None:
     for pair in pairs:
         if not is_comparable(pair):
             continue
-        if is_initial(pair.second):
+        if pair.second.has_initial_statistics:
             initial.append(pair)
         elif same_statistics(pair):
             copied.append(pair)
@@ -139,12 +158,12 @@ def is_comparable(pair: LayerPair) -> bool:
         if not (np.isfinite(mean).all() and np.isfinite(var).all()):
             return False
     first, second = pair.first.running_var, pair.second.running_var
-    return first is not None and second is not None and first.shape == second.shape and not is_initial(pair.first)
-
-
-def is_initial(layer: BatchNormLayer) -> bool:
-    mean, var = layer.running_mean, layer.running_var
-    return mean is not None and var is not None and bool((mean == 0).all() and (var == 1).all())
+    return (
+        first is not None
+        and second is not None
+        and first.shape == second.shape
+        and not pair.first.has_initial_statistics
+    )
 
 
 def same_statistics(pair: LayerPair) -> bool:

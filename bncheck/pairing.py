@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bncheck.comparisons import CheckpointPair, GroupPair, LayerChange, Shift
+from bncheck.comparisons import CheckpointPair, GroupPair, LayerChange, Shift, distances
 from bncheck.errors import UsageError
 from bncheck.matching import FROM_COARSE_TO_FINE, coarser_dtype, realigned, rounded
 from bncheck.subjects import Checkpoint
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from bncheck.subjects import Array, BatchNormLayer, Group, Setting, Tensor
 
-# The eps of a layer that does not say: PyTorch's default.
-USUAL_EPS = 1e-5
 # Settings that were stored in single precision differ by less: 1e-5 becomes 9.99999975e-06.
 SINGLE_PRECISION = 1e-6
 # Elements that are compared at a time: 2 MiB of float32 on either side.
@@ -341,10 +339,7 @@ def shift_between(before: BatchNormLayer, after: BatchNormLayer) -> tuple[Shift 
     if any(array is None or array.shape != arrays[0].shape for array in arrays):
         return None, 0
     mean, var, new_mean, new_var = (array.astype(np.float64) for array in arrays)
-    own_eps = USUAL_EPS if before.eps.value is None else before.eps.value
-    with np.errstate(all="ignore"):
-        mean_shift = np.abs(new_mean - mean) / np.sqrt(var + own_eps)
-        variance_shift = 0.5 * np.abs(np.log((new_var + own_eps) / (var + own_eps)))
+    mean_shift, variance_shift = distances(mean, var, new_mean, new_var, before.assumed_eps)
     was, is_ = np.isfinite(mean) & np.isfinite(var), np.isfinite(new_mean) & np.isfinite(new_var)
     usable = was & is_
     broken = int((was & ~is_).sum())

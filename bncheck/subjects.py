@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+# What torch.nn.BatchNorm2d is made with: assumed, and said so, where nothing holds the setting.
+DEFAULT_EPS = 1e-5
+DEFAULT_MOMENTUM = 0.1
+
+
 class Known(Enum):
     """How the value of a setting is known."""
 
@@ -135,6 +140,30 @@ class BatchNormLayer:
     def has(self, tensor: str) -> bool:
         """Whether the layer holds this tensor, with or without data."""
         return tensor in self.without_data or getattr(self, tensor) is not None
+
+    @property
+    def assumed_eps(self) -> float:
+        """eps, or PyTorch's default where it is not known."""
+        return DEFAULT_EPS if self.eps.value is None else self.eps.value
+
+    @property
+    def assumed_momentum(self) -> float | None:
+        """momentum, or PyTorch's default where it is not known; None for a cumulative average."""
+        return self.momentum.value if self.momentum.is_known else DEFAULT_MOMENTUM
+
+    @property
+    def has_initial_statistics(self) -> bool:
+        """Whether running_mean is 0 and running_var 1 in every channel, as the constructor leaves them."""
+        mean, var = self.running_mean, self.running_var
+        return mean is not None and var is not None and bool((mean == 0).all() and (var == 1).all())
+
+    @property
+    def has_initial_parameters(self) -> bool:
+        """Whether weight is 1 (0 where zero_init_residual set it) and bias 0, or there are none."""
+        weight, bias = self.weight, self.bias
+        return bool(
+            (weight is None or (weight == 1).all() or (weight == 0).all()) and (bias is None or (bias == 0).all())
+        )
 
     @property
     def behaviour(self) -> Behaviour:

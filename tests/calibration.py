@@ -55,7 +55,7 @@ from bncheck.rules import (
     swapped_momentum,
     under_converged_statistics,
 )
-from bncheck.subjects import BatchNormLayer, Checkpoint
+from bncheck.subjects import DEFAULT_EPS, DEFAULT_MOMENTUM, BatchNormLayer, Checkpoint
 from sample_checkpoints.network import DigitNet
 from sample_checkpoints.training import Digits, read_digits
 from tests.families import FAMILIES, WITHOUT_BATCHNORM, batchnorms, estimated, fresh, inputs
@@ -68,19 +68,13 @@ REAL_SUFFIXES = (".pt", ".pth", ".pth.tar")
 # Numbers that are no thresholds between healthy and defective, each with what it is.
 NOT_MEASURED = {
     "architecture_mismatch.LEAST_BELOW_PREFIX": "which prefix is proposed; tested with real prefixes",
-    "counter_without_history.ASSUMED_MOMENTUM": "the default of PyTorch",
-    "dead_channels.ASSUMED_EPS": "the default of PyTorch",
     "dead_channels.SMALLEST_NORMAL": "float32",
     "differs_between_runs.KERNEL_ROUNDING": "needs an accelerator; 16 times the resolution of float32",
-    "dummy_input_statistics.ASSUMED_MOMENTUM": "the default of PyTorch",
     "dummy_input_statistics.LARGEST_USUAL_EPS": "the default of TensorFlow",
     "dummy_input_statistics.SMALLEST_NORMAL": "float32",
-    "extreme_gain.ASSUMED_EPS": "the default of PyTorch",
     "extreme_gain.LARGEST_HALF": "float16",
     "inconsistent_settings.HIGHEST_USUAL_MOMENTUM": "swapped_momentum.HIGHEST_MOMENTUM",
     "inconsistent_settings.SMALLEST_USUAL_EPS": "lost_eps.SMALLEST_USUAL_EPS",
-    "lost_eps.USUAL_EPS": "the default of PyTorch",
-    "low_precision_statistics.ASSUMED_MOMENTUM": "the default of PyTorch",
     "low_precision_statistics.TINY_EPS": "half of the smallest float16",
     "never_updated_statistics.DETECTRON2_INITIAL_VARIANCE": "what the class starts with",
     "statistics_do_not_fit_data.FEWEST_BATCHES": "below it the answer is open, not silence",
@@ -88,7 +82,6 @@ NOT_MEASURED = {
     "statistics_do_not_fit_data.NOISE_FACTOR": "four standard deviations",
     "statistics_do_not_fit_weights.LEAST_CHANNELS": "fewer values have no spread worth explaining",
     "statistics_do_not_fit_weights.RELU6_CEILING": "the ceiling of ReLU6",
-    "under_converged_statistics.ASSUMED_MOMENTUM": "the default of PyTorch",
     "under_converged_statistics.LEAST_MOMENTUM": "keeps a logarithm finite",
     "under_converged_statistics.MOST_TIMES": "what a message shows",
     "under_converged_statistics.QUARTILE": "which percentile SHOWS_BELOW is about",
@@ -215,7 +208,7 @@ def updated(name: str, updates: int) -> nn.Module:
 
 
 def of_dead_channels(zoo: Zoo) -> Iterator[Line]:
-    eps = dead_channels.ASSUMED_EPS
+    eps = DEFAULT_EPS
 
     def eps_of(layer: BatchNormLayer) -> float:
         return layer.eps.value if layer.eps.value is not None else eps
@@ -306,7 +299,7 @@ def of_dummy_input_statistics(zoo: Zoo) -> Iterator[Line]:
 def of_extreme_gain(zoo: Zoo) -> Iterator[Line]:
     def gain(layer: BatchNormLayer) -> float:
         weight = 1.0 if layer.weight is None else np.abs(layer.weight)
-        eps = extreme_gain.ASSUMED_EPS if layer.eps.value is None else layer.eps.value
+        eps = layer.assumed_eps
         return float((weight / np.sqrt(variances(layer) + eps)).max())
 
     named = {name: max(map(gain, layers)) for name, layers in zoo.layers.items()}
@@ -379,7 +372,7 @@ def of_lost_eps(zoo: Zoo) -> Iterator[Line]:
     def impact(layer: BatchNormLayer) -> float:
         """sqrt((v + 1e-5) / (v + 0)) - 1 of the channel of least variance."""
         lowest = float(variances(layer).min())
-        return math.sqrt((lowest + lost_eps.USUAL_EPS) / lowest) - 1 if lowest else math.inf
+        return math.sqrt((lowest + DEFAULT_EPS) / lowest) - 1 if lowest else math.inf
 
     yield Line(
         ("lost_eps.SMALLEST_USUAL_EPS",),
@@ -713,7 +706,7 @@ def of_swapped_momentum(zoo: Zoo) -> Iterator[Line]:
 
 def of_under_converged_statistics(zoo: Zoo) -> Iterator[Line]:
     rule = under_converged_statistics
-    momentum = rule.ASSUMED_MOMENTUM
+    momentum = DEFAULT_MOMENTUM
 
     def quartile(layers: Sequence[BatchNormLayer]) -> float:
         return float(np.percentile(np.concatenate([variances(layer) for layer in layers]), rule.QUARTILE))

@@ -8,7 +8,6 @@ where random operators are found, and where both can be held fixed for a trial.
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -256,11 +255,3 @@ def layer_addresses(layers: Mapping[str, torch.nn.Module]) -> dict[int, str]:
             if isinstance(tensor, torch.Tensor) and tensor.numel():
                 addresses[tensor.data_ptr()] = name
     return addresses
-
-
-def calls_by_layer(record: Record) -> dict[str, list[BatchNormCall]]:
-    """The batch_norm calls of a forward by layer, in the order of the first call."""
-    calls: defaultdict[str, list[BatchNormCall]] = defaultdict(list)
-    for call in record.batch_norms:
-        calls[call.layer].append(call)
-    return dict(calls)

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from bncheck.checkpoints.state_dicts import COUNTER, STATISTICS
-from bncheck.evaluation.shifts import USUAL_EPS
+from bncheck.comparisons import distances
 from bncheck.evaluation.state import (
     Statistics,
     batchnorm_layers,
@@ -19,6 +19,7 @@ from bncheck.evaluation.state import (
     statistics_of,
     untouched,
 )
+from bncheck.subjects import DEFAULT_EPS
 from bncheck.wording import count, number
 
 if TYPE_CHECKING:
@@ -137,9 +138,7 @@ def distance(before: Statistics, now: Statistics, eps: float) -> str:
     mean, var, new_mean, new_var = map(numbers, (before.mean, before.var, now.mean, now.var))
     if not mean.shape == var.shape == new_mean.shape == new_var.shape:
         return ""
-    with np.errstate(all="ignore"):
-        shift = largest(np.abs(new_mean - mean) / np.sqrt(var + eps))
-        ratio = largest(0.5 * np.abs(np.log((new_var + eps) / (var + eps))))
+    shift, ratio = map(largest, distances(mean, var, new_mean, new_var, eps))
     broken = int((np.isfinite(mean) & np.isfinite(var) & ~(np.isfinite(new_mean) & np.isfinite(new_var))).sum())
     text = ""
     if shift and shift >= ratio:
@@ -178,8 +177,8 @@ def as_int(tensor: Tensor | None) -> int | None:
 
 
 def eps_of(layer: nn.Module) -> float:
-    eps = getattr(layer, "eps", USUAL_EPS)
-    return float(eps) if isinstance(eps, (int, float)) else USUAL_EPS
+    eps = getattr(layer, "eps", DEFAULT_EPS)
+    return float(eps) if isinstance(eps, (int, float)) else DEFAULT_EPS
 
 
 def is_waiting(layer: nn.Module) -> bool:

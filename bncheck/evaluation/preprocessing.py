@@ -63,11 +63,6 @@ class Preprocessing:
     def channels(self) -> int:
         return 1 if self.grayscale else 3
 
-    @property
-    def fixes_size(self) -> bool:
-        """Whether all images come out equally large."""
-        return self.crop is not None or isinstance(self.resize, tuple)
-
     def describe(self) -> dict[str, Any]:
         """The settings in plain values, for the report."""
         described: dict[str, Any] = {

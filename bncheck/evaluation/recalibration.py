@@ -22,14 +22,14 @@ import torch
 
 from bncheck.checkpoints.rewriting import NewStatistics
 from bncheck.checkpoints.state_dicts import STATISTICS, prefix_stripper
+from bncheck.comparisons import distances
 from bncheck.errors import ModelError, UsageError
 from bncheck.evaluation.calls import call
 from bncheck.evaluation.moments import ChannelMoments, watching
-from bncheck.evaluation.shifts import USUAL_EPS
 from bncheck.evaluation.state import Statistics, put_back, restored, snapshot, statistics_of
 from bncheck.evaluation.watch import placed_batches
 from bncheck.evaluation.weights import matched
-from bncheck.subjects import StatisticsUse
+from bncheck.subjects import DEFAULT_EPS, StatisticsUse
 from bncheck.wording import count, few, nearest, quoted
 
 if TYPE_CHECKING:
@@ -319,10 +319,7 @@ def moved(before: Gathered, after: Gathered, kind: Variance) -> float:
     old, new = before.variance(kind), after.variance(kind)
     if old is None or new is None or before.mean is None or after.mean is None:
         return 0.0 if old is None and new is None else np.inf
-    with np.errstate(all="ignore"):
-        mean = np.abs(after.mean - before.mean) / np.sqrt(old + USUAL_EPS)
-        spread = 0.5 * np.abs(np.log((new + USUAL_EPS) / (old + USUAL_EPS)))
-    largest = np.concatenate([mean, spread])
+    largest = np.concatenate(distances(before.mean, old, after.mean, new, DEFAULT_EPS))
     return float(np.where(np.isnan(largest), np.inf, largest).max(initial=0.0))
 
 

@@ -13,11 +13,7 @@ from bncheck.evaluations import Fit
 if TYPE_CHECKING:
     from bncheck.subjects import Array, BatchNormLayer
 
-# The eps of a layer that does not say: PyTorch's default.
-USUAL_EPS = 1e-5
-# Momentum and batch size of a training of which nothing is known: PyTorch's default, and a small batch, so that the
-# noise is rather over- than underestimated.
-USUAL_MOMENTUM = 0.1
+# The batch size of a training of which nothing is known: small, so that noise is rather over- than underestimated.
 ASSUMED_TRAINING_BATCH = 16
 
 
@@ -40,7 +36,7 @@ def shift(mean: Array, variance: Array, layer: BatchNormLayer) -> Shift | None:
     if layer.running_mean is None or layer.running_var is None:
         return None
     running_mean, running_var = layer.running_mean.astype(np.float64), layer.running_var.astype(np.float64)
-    eps = eps_of(layer)
+    eps = layer.assumed_eps
     with np.errstate(all="ignore"):
         scale = np.sqrt(np.maximum(running_var + eps, np.finfo(np.float64).tiny))
         moved = np.abs(mean - running_mean) / scale
@@ -67,7 +63,7 @@ def fit_of(moments: InputMoments, layer: BatchNormLayer) -> Fit | None:
     """
     if layer.running_mean is None or layer.running_var is None:
         return None
-    eps = eps_of(layer)
+    eps = layer.assumed_eps
     candidates = np.sort(np.stack([moments.within_batch_variance, moments.population_variance]), axis=0)
     nearest = np.clip(layer.running_var.astype(np.float64), candidates[0], candidates[1])
     found = shift(moments.mean, np.where(np.isnan(nearest), moments.population_variance, nearest), layer)
@@ -88,12 +84,8 @@ def fit_of(moments: InputMoments, layer: BatchNormLayer) -> Fit | None:
 
 def momentum_noise(layer: BatchNormLayer) -> float:
     """The variance of a running mean, in units of the variance of a single sample's mean."""
-    momentum = layer.momentum.value if layer.momentum.is_known else USUAL_MOMENTUM
+    momentum = layer.assumed_momentum
     if momentum is None:  # a cumulative average: as many batches as were counted
         return 1 / (ASSUMED_TRAINING_BATCH * max(float(layer.num_batches_tracked or 1), 1.0))
     momentum = min(max(momentum, 0.0), 1.0)
     return momentum / ((2 - momentum) * ASSUMED_TRAINING_BATCH)
-
-
-def eps_of(layer: BatchNormLayer) -> float:
-    return USUAL_EPS if layer.eps.value is None else layer.eps.value

@@ -55,8 +55,6 @@ if TYPE_CHECKING:
 
     from bncheck.subjects import BatchNormLayer, Checkpoint, Group
 
-# torch.nn.BatchNorm2d's default, for files that do not hold momentum.
-ASSUMED_MOMENTUM = 0.1
 # How far below the bound a variance must be, relative to it: no bound is broken by the arithmetic of single layers.
 TOLERANCE = 1e-3
 # The spacing of numbers at 1 and the smallest normal number: below it a type rounds by more than its spacing, and
@@ -87,7 +85,7 @@ def check(checkpoint: Checkpoint) -> Iterator[Evidence | CannotTell]:
 
 def check_group(group: Group) -> Iterator[Evidence | CannotTell]:
     counted = [layer for layer in group.layers if has_readable_history(layer)]
-    uncounted = [layer for layer in counted if layer.num_batches_tracked == 0 and not is_initial(layer)]
+    uncounted = [layer for layer in counted if layer.num_batches_tracked == 0 and not layer.has_initial_statistics]
     broken = [found for layer in counted if (found := broken_bound(layer))]
     if not uncounted and not broken:
         return
@@ -138,14 +136,9 @@ def has_readable_history(layer: BatchNormLayer) -> bool:
     return bool(np.isfinite(mean).all() and np.isfinite(var).all() and var.min() >= 0)
 
 
-def is_initial(layer: BatchNormLayer) -> bool:
-    mean, var = layer.running_mean, layer.running_var
-    return mean is not None and var is not None and bool((mean == 0).all() and (var == 1).all())
-
-
 def broken_bound(layer: BatchNormLayer) -> BrokenBound | None:
     """The bound that the smallest variance breaks, None where it does not, or where there is none."""
-    momentum = layer.momentum.value if layer.momentum.is_known else ASSUMED_MOMENTUM
+    momentum = layer.assumed_momentum
     updates, variances = layer.num_batches_tracked, layer.running_var
     if not updates or variances is None or momentum is None or not 0 < momentum < 1:
         return None  # momentum None has no bound; 0 was set after training, so that the count is of another time

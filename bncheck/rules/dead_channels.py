@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 
     from bncheck.subjects import BatchNormLayer
 
-ASSUMED_EPS = 1e-5
 # sqrt(v / (v + eps)) < 1/10 where v < eps / 99: what is left of the signal.
 DEAD_SHARE_OF_EPS = 0.01
 # Healthy networks have up to 2 % below eps by chance in any layer, 7 % and more in the few where it means something.
@@ -70,7 +69,7 @@ def check(layer: BatchNormLayer) -> Iterator[Evidence | CannotTell]:
     var = layer.running_var
     if var is None or not var.size or not var.min() >= 0:  # negative variances and NaN have rules of their own
         return
-    eps = layer.eps.value if layer.eps.is_known else ASSUMED_EPS
+    eps = layer.assumed_eps
     if eps is None or not 0 < eps < np.inf:
         return
     weak = np.flatnonzero(var < eps).tolist()

@@ -64,7 +64,6 @@ SAME_POWER = 1e-5
 SMALLEST_NORMAL = 2.0**-126
 # FrozenBatchNorm2d of detectron2 starts at 1 - eps, with eps up to 1e-3.
 LARGEST_USUAL_EPS = 1e-3
-ASSUMED_MOMENTUM = 0.1
 
 
 def check(checkpoint: Checkpoint) -> Iterator[Evidence | CannotTell]:
@@ -124,7 +123,7 @@ def is_power(layer: BatchNormLayer, variance: float) -> bool:
 
 
 def momentum_of(layer: BatchNormLayer) -> float | None:
-    return layer.momentum.value if layer.momentum.is_known else ASSUMED_MOMENTUM
+    return layer.assumed_momentum
 
 
 def history(layer: BatchNormLayer, variance: float) -> str:

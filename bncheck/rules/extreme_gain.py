@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
     from bncheck.subjects import BatchNormLayer
 
-ASSUMED_EPS = 1e-5
 # Three times what a variance of 0 gives with eps 1e-5 and weight 1: 1 / sqrt(1e-5) = 316.
 LARGE_GAIN = 1e3
 LARGEST_HALF = 65504
@@ -52,7 +51,7 @@ def check(layer: BatchNormLayer) -> Iterator[Evidence | CannotTell]:
     import numpy as np
 
     var, weight = layer.running_var, layer.weight
-    eps = layer.eps.value if layer.eps.is_known else ASSUMED_EPS
+    eps = layer.assumed_eps
     if var is None or not var.size or eps is None or (weight is not None and weight.shape != var.shape):
         return
     with np.errstate(all="ignore"):

@@ -37,7 +37,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bncheck.findings import Evidence, Rule, Severity
-from bncheck.subjects import StatisticsUse
+from bncheck.subjects import DEFAULT_MOMENTUM, StatisticsUse
 from bncheck.wording import MOST_LISTED, channels, number
 
 if TYPE_CHECKING:
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from bncheck.comparisons import CheckpointPair, LayerChange
     from bncheck.subjects import BatchNormLayer
 
-# PyTorch's default, for files that do not hold it.
-USUAL_MOMENTUM = 0.1
 # Rounding of float32 over some hundred updates stays below the first; 16 bits round each update by up to 2^-9.
 TOLERANCE = 1e-3
 TOLERANCE_OF_16_BITS = 0.1
@@ -118,7 +116,7 @@ def share_kept(change: LayerChange, updates: int) -> tuple[float | None, str]:
     """The share of the old variance that is left after the updates, and which momentum says so."""
     momentum = known_momentum(change.after) or known_momentum(change.before)
     if momentum is None:
-        return (1 - USUAL_MOMENTUM) ** updates, f"{USUAL_MOMENTUM} (assumed)"
+        return (1 - DEFAULT_MOMENTUM) ** updates, f"{DEFAULT_MOMENTUM} (assumed)"
     value, words = momentum
     if value is None:
         before = max(change.before.num_batches_tracked or 0, 0)

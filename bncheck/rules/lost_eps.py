@@ -43,7 +43,7 @@ import math
 from typing import TYPE_CHECKING
 
 from bncheck.findings import CannotTell, Evidence, Rule, Severity
-from bncheck.subjects import StatisticsUse
+from bncheck.subjects import DEFAULT_EPS, StatisticsUse
 from bncheck.wording import MOST_LISTED, channels, number
 
 if TYPE_CHECKING:
@@ -53,9 +53,7 @@ if TYPE_CHECKING:
 
 # The smallest eps in use is 1e-7, of which float32 in a graph may leave a little less.
 SMALLEST_USUAL_EPS = 9e-8
-# What is compared with: PyTorch's default.
-USUAL_EPS = 1e-5
-# A channel that is off by this much is worth a word: sqrt((running_var + USUAL_EPS) / (running_var + eps)) - 1.
+# A channel that is off by this much is worth a word: sqrt((running_var + DEFAULT_EPS) / (running_var + eps)) - 1.
 NOTICEABLE = 0.05
 SET = "Set eps to that of the training: PyTorch's default is 1e-5, TensorFlow's 1e-3."
 
@@ -94,13 +92,13 @@ def judge(layer: BatchNormLayer, eps: float, variance: Array) -> Iterator[Eviden
     if layer.weight is not None and layer.weight.size == variance.size:
         used &= layer.weight != 0
     impact = np.zeros(variance.size)
-    impact[used] = np.sqrt((variance[used] + USUAL_EPS) / denominator[used]) - 1
+    impact[used] = np.sqrt((variance[used] + DEFAULT_EPS) / denominator[used]) - 1
     affected = np.flatnonzero(impact > NOTICEABLE).tolist()
     if affected:
         yield Evidence(
             f"eps is {number(eps)} and running_var as low as {number(float(variance[affected].min()))} in "
             f"{channels(affected, variance.size)}: the output is up to {float(impact.max()) + 1:.3g} times that with "
-            f"eps {number(USUAL_EPS)}",
+            f"eps {number(DEFAULT_EPS)}",
             SET,
             layer,
             measured(eps, affected, float(impact.max())),

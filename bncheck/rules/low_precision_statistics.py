@@ -50,7 +50,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from bncheck.findings import CannotTell, Evidence, Rule, Severity
-from bncheck.subjects import StatisticsUse
+from bncheck.subjects import DEFAULT_MOMENTUM, StatisticsUse
 from bncheck.wording import MOST_LISTED, channels, count, number
 
 if TYPE_CHECKING:
@@ -68,7 +68,6 @@ SPACING = {
     "float8_e5m2fnuz": 2.0**-2,
     "float8_e8m0fnu": 1.0,
 }
-ASSUMED_MOMENTUM = 0.1
 # spacing / momentum bounds how far from their value, relative to it, the statistics stall: 0.0098 for float16 and 0.078
 # for bfloat16 with momentum 0.1, where a mean of 10 was measured to stall at 10.0 and 9.63.
 MOST_RELATIVE_ERROR = 0.05
@@ -164,7 +163,7 @@ def effective_momentum(layer: BatchNormLayer) -> float | None:
     """What the last update weighed: 1/n for momentum=None; None where nothing is averaged."""
     momentum, updates = layer.momentum.value, layer.num_batches_tracked
     if not layer.momentum.is_known:
-        return ASSUMED_MOMENTUM
+        return DEFAULT_MOMENTUM
     if momentum is None:
         return 1 / updates if updates and 0 < updates < math.inf else None
     return momentum if 0 < momentum <= 1 else None

@@ -36,6 +36,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bncheck.findings import CannotTell, Evidence, Rule, Severity
+from bncheck.matching import blocks
 from bncheck.subjects import StatisticsUse
 from bncheck.wording import count, few
 
@@ -75,26 +76,8 @@ def mode_matters(layer: BatchNormLayer) -> bool:
 
 def named(layers: Sequence[BatchNormLayer], others: Sequence[BatchNormLayer]) -> str:
     """`layer4 (12 layers)`, `conv1 (1 layer), layer1 (6 layers), layer2 (8 layers) and 1 more`."""
-    return few(
-        [f"{name or 'the module itself'} ({count(size, 'layer')})" for name, size in blocks(layers, others).items()]
-    )
-
-
-def blocks(layers: Sequence[BatchNormLayer], others: Sequence[BatchNormLayer]) -> dict[str, int]:
-    """The shortest prefixes under which none of the others stands, and how many of the layers stand there."""
-    taken = {prefix for other in others for prefix in prefixes(other.name)}
-    found: dict[str, int] = {}
-    for layer in layers:
-        block = next((prefix for prefix in prefixes(layer.name) if prefix not in taken), layer.name)
-        found[block] = found.get(block, 0) + 1
-    return found
-
-
-def prefixes(name: str) -> Iterator[str]:
-    """`a`, `a.b`, `a.b.c`."""
-    parts = name.split(".")
-    for length in range(1, len(parts) + 1):
-        yield ".".join(parts[:length])
+    held = blocks([layer.name for layer in layers], [layer.name for layer in others])
+    return few([f"{name or 'the module itself'} ({count(size, 'layer')})" for name, size in held.items()])
 
 
 RULE = Rule(

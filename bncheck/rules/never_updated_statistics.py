@@ -68,7 +68,7 @@ def check_group(group: Group) -> Iterator[Evidence | CannotTell]:
     if not initial:
         return
     updated = len(with_statistics) - len(initial)
-    untrained = all(has_initial_parameters(layer) for layer in with_statistics)
+    untrained = all(layer.has_initial_parameters for layer in with_statistics)
     counted = any(layer.num_batches_tracked is not None for layer in with_statistics)
     for layer in initial:
         message, fix, severity = explain(layer, updated, untrained=untrained, counted=counted)
@@ -80,7 +80,7 @@ def check_group(group: Group) -> Iterator[Evidence | CannotTell]:
                 "num_batches_tracked": layer.num_batches_tracked,
                 "layers_never_updated": len(initial),
                 "layers_updated": updated,
-                "parameters_are_initial": has_initial_parameters(layer),
+                "parameters_are_initial": layer.has_initial_parameters,
             },
             severity,
         )
@@ -119,12 +119,6 @@ def is_initial(layer: BatchNormLayer) -> bool:
         return True
     without_counter = layer.num_batches_tracked is None
     return bool(without_counter and (abs(var - DETECTRON2_INITIAL_VARIANCE) < 1e-7).all())
-
-
-def has_initial_parameters(layer: BatchNormLayer) -> bool:
-    """weight 1 (0 where zero_init_residual set it) and bias 0, or no parameters at all."""
-    weight, bias = layer.weight, layer.bias
-    return bool((weight is None or (weight == 1).all() or (weight == 0).all()) and (bias is None or (bias == 0).all()))
 
 
 RULE = Rule(

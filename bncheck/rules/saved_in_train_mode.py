@@ -71,9 +71,7 @@ def check(layer: BatchNormLayer) -> Iterator[Evidence | CannotTell]:
 
 def never_ran(layer: BatchNormLayer) -> bool:
     """Whether the layer is as its constructor left it, train mode included: another rule says so."""
-    if layer.num_batches_tracked != 0 or layer.running_mean is None or layer.running_var is None:
-        return False
-    return not layer.running_mean.any() and bool((layer.running_var == 1).all())
+    return layer.num_batches_tracked == 0 and layer.has_initial_statistics
 
 
 RULE = Rule("saved-in-train-mode", Severity.WARNING, "a pickled module or a graph", __doc__, layer=check)

@@ -41,20 +41,16 @@ import math
 from typing import TYPE_CHECKING
 
 from bncheck.findings import CannotTell, Evidence, Rule, Severity
-from bncheck.subjects import StatisticsUse
+from bncheck.subjects import DEFAULT_MOMENTUM, StatisticsUse
 from bncheck.wording import number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bncheck.comparisons import CheckpointPair, LayerChange
-    from bncheck.subjects import BatchNormLayer
 
 # The change of a channel's scale from which on results are expected to change.
 NOTABLE = 0.05
-# PyTorch's defaults: what is left where a setting was not passed on.
-USUAL_EPS = 1e-5
-USUAL_MOMENTUM = 0.1
 CHECKED = ("eps", "momentum")
 SET_EPS = "Set eps to that of the training when the network is rebuilt, or export again."
 SET_MOMENTUM = "Set momentum to that of the training when the network is rebuilt, or export again."
@@ -90,7 +86,7 @@ def of_eps(change: LayerChange) -> Evidence:
 
 def of_momentum(change: LayerChange) -> Evidence:
     old, new = change.settings["momentum"]
-    is_default = isinstance(new, float) and math.isclose(new, USUAL_MOMENTUM, rel_tol=1e-6)
+    is_default = isinstance(new, float) and math.isclose(new, DEFAULT_MOMENTUM, rel_tol=1e-6)
     return Evidence(
         f"momentum was {shown(old)} and is {shown(new)}{', the default of PyTorch' * is_default}",
         SET_MOMENTUM,
@@ -125,8 +121,8 @@ def scale_change(change: LayerChange, *, eps_changes: bool = True) -> float:
     old, new = change.before.running_var, change.after.running_var
     if old is None or new is None or old.shape != new.shape:
         return 0.0
-    old_eps = eps_of(change.before)
-    new_eps = eps_of(change.after) if eps_changes else old_eps
+    old_eps = change.before.assumed_eps
+    new_eps = change.after.assumed_eps if eps_changes else old_eps
     # Training between the two is no change of a setting.
     variance = new if change.same_statistics else old
     with np.errstate(all="ignore"):
@@ -134,10 +130,6 @@ def scale_change(change: LayerChange, *, eps_changes: bool = True) -> float:
         change_of_scale = np.maximum(ratio, 1 / ratio) - 1
     usable = change_of_scale[~np.isnan(change_of_scale)]
     return float(usable.max()) if usable.size else 0.0
-
-
-def eps_of(layer: BatchNormLayer) -> float:
-    return USUAL_EPS if layer.eps.value is None else layer.eps.value
 
 
 def shown(value: object) -> str:

@@ -167,11 +167,7 @@ def is_in_training(pair: LayerPair, steps: int | None) -> bool:
 
 def has_initial_parameters(group: Group) -> bool:
     """Whether weight and bias of every layer are as they were made: 1 (0 by zero_init_residual) and 0."""
-    return all(
-        (layer.weight is None or (layer.weight == 1).all() or (layer.weight == 0).all())
-        and (layer.bias is None or (layer.bias == 0).all())
-        for layer in group.layers
-    )
+    return all(layer.has_initial_parameters for layer in group.layers)
 
 
 # -- which weights are averages

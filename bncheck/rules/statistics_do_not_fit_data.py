@@ -176,7 +176,7 @@ def changed_beyond(evaluation: Evaluation, limit: float) -> bool:
 def pattern(fitted: list[EvaluatedLayer], beyond: list[EvaluatedLayer]) -> str:
     """What the first drifting layer says, by its place and its statistics."""
     first = beyond[0]
-    if is_new(first):
+    if first.layer.has_initial_statistics:
         return (
             f"It begins at {quoted(first.layer.name)}, whose statistics are those of a new layer, 0 and 1: they were "
             "reset or never loaded. Take them from another checkpoint, or estimate them again on training data."
@@ -190,12 +190,6 @@ def pattern(fitted: list[EvaluatedLayer], beyond: list[EvaluatedLayer]) -> str:
         f"The layers before {quoted(first.layer.name)} fit: the statistics lag behind the weights. Estimate them again "
         "on training data."
     )
-
-
-def is_new(evaluated: EvaluatedLayer) -> bool:
-    """Whether the statistics are as PyTorch makes them: 0 and 1 in every channel."""
-    mean, var = evaluated.layer.running_mean, evaluated.layer.running_var
-    return mean is not None and var is not None and not mean.any() and bool((var == 1).all())
 
 
 def evidence(evaluated: EvaluatedLayer, evaluation: Evaluation, reading: str) -> Evidence:

@@ -32,7 +32,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bncheck.findings import Evidence, Rule, Severity
-from bncheck.matching import is_initial
 from bncheck.wording import count
 
 if TYPE_CHECKING:
@@ -50,16 +49,16 @@ SAVE_BUFFERS = (
 def check(pair: CheckpointPair) -> Iterator[Evidence]:
     for group in pair.groups:
         for layer in group.without_statistics:
-            if not is_initial(layer):
+            if not layer.has_initial_statistics:
                 yield lost(layer, layer, "its parameters are in the second checkpoint, but neither running_mean nor")
         for change in group.changes:
-            if not has_statistics(change.before) or is_initial(change.before):
+            if not has_statistics(change.before) or change.before.has_initial_statistics:
                 continue
             if not any(change.after.has(part) for part in ("running_mean", "running_var")):
                 yield lost(
                     change.before, change.after, "the layer of the second checkpoint has neither running_mean nor"
                 )
-            elif is_initial(change.after) and not was_folded(change):
+            elif change.after.has_initial_statistics and not was_folded(change):
                 yield initial(change)
 
 

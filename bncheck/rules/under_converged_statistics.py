@@ -73,7 +73,6 @@ if TYPE_CHECKING:
 
     from bncheck.subjects import Array, BatchNormLayer, Checkpoint, Group
 
-ASSUMED_MOMENTUM = 0.1
 LEAST_MOMENTUM = 1e-9  # far below any in use (3e-4); smaller ones leave nothing to divide by
 # r, the part of the initial values that is left. A variance of 0.01 is too large by r (1 - v) / v:
 CONVERGED = 1e-3  # by 10 %
@@ -215,7 +214,7 @@ def is_updated(layer: BatchNormLayer) -> bool:
 def history_of(layer: BatchNormLayer) -> History | None:
     """What the counter claims; None where it claims nothing: 0, invalid, or a momentum that keeps all or nothing."""
     updates = layer.num_batches_tracked
-    momentum = layer.momentum.value if layer.momentum.is_known else ASSUMED_MOMENTUM
+    momentum = layer.assumed_momentum
     if updates is None or momentum is None or not 1 <= updates < math.inf or not LEAST_MOMENTUM < momentum < 1:
         return None
     return History(updates, momentum)

@@ -45,11 +45,12 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from bncheck.findings import CannotTell, Evidence, Rule, Severity
+from bncheck.matching import blocks
 from bncheck.subjects import StatisticsUse
 from bncheck.wording import count, few, number
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from bncheck.subjects import BatchNormLayer, Checkpoint, Group
 
@@ -103,18 +104,14 @@ def is_counted(layer: BatchNormLayer) -> bool:
     value = layer.num_batches_tracked
     if layer.use is StatisticsUse.FROZEN or value is None or not math.isfinite(value) or value < 0:
         return False
-    return value > 0 or not is_initial(layer)
-
-
-def is_initial(layer: BatchNormLayer) -> bool:
-    mean, var = layer.running_mean, layer.running_var
-    return mean is None or var is None or bool((mean == 0).all() and (var == 1).all())
+    has_statistics = layer.running_mean is not None and layer.running_var is not None
+    return value > 0 or (has_statistics and not layer.has_initial_statistics)
 
 
 def describe(value: int | float, usual: int | float, counters: Counted) -> str:
     """`2,000 in layer4 (10 layers): twice as many, by ...`."""
     names = [name for name, own in counters.items() if own == value]
-    return f"{shown(value)} in {few(blocks(names, list(counters)))} ({reading(value, usual)})"
+    return f"{shown(value)} in {few(list(blocks(names, counters.keys() - set(names))))} ({reading(value, usual)})"
 
 
 def reading(value: int | float, usual: int | float) -> str:
@@ -140,26 +137,6 @@ def reading(value: int | float, usual: int | float) -> str:
     if value < usual:
         return "frozen from then on, or added later"
     return "the others were frozen, or these ran in more passes"
-
-
-def blocks(names: Sequence[str], everything: Sequence[str]) -> list[str]:
-    """The shortest prefixes that hold these layers and no other of the network: `layer4` for all that is below it."""
-    below = Counter(prefix for name in names for prefix in prefixes(name))
-    total = Counter(prefix for name in everything for prefix in prefixes(name))
-    found: dict[str, None] = {}
-    for name in names:
-        whole = (prefix for prefix in prefixes(name) if below[prefix] == total[prefix])
-        found[next(whole, name)] = None
-    return list(found)
-
-
-def prefixes(name: str) -> Iterator[str]:
-    """`a`, `a.b`, `a.b.c`."""
-    end = name.find(".")
-    while end != -1:
-        yield name[:end]
-        end = name.find(".", end + 1)
-    yield name
 
 
 def shown(value: int | float) -> str:

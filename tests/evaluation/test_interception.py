@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from bncheck.diagnosis import diagnose_evaluation
 from bncheck.evaluation.abilities import LIMITS, UNDECIDED, Probe, kind_of
 from bncheck.evaluation.batches import Batch, Data
-from bncheck.evaluation.interception import Interception, calls_by_layer, layer_addresses, module_names, seed
+from bncheck.evaluation.interception import BatchNormCall, Interception, Record, layer_addresses, module_names, seed
 from bncheck.evaluation.probes import drift
 from bncheck.evaluation.repetition import repeat
 from bncheck.evaluation.runnable import ModelOptions, Runnable, live_runnable, load_runnable
@@ -32,6 +32,14 @@ from tests.evaluation.networks import BATCH, Centered, FunctionalDropout, Plain,
 
 LAYERS = ("stem.1", "block.bn1", "block.bn2", "reduce.1", "top.1")
 EXAMPLE = torch.zeros(BATCH, 1, 8, 8)
+
+
+def calls_by_layer(record: Record) -> dict[str, list[BatchNormCall]]:
+    """The batch_norm calls of a forward by layer, in the order of the first call."""
+    calls: dict[str, list[BatchNormCall]] = {}
+    for call in record.batch_norms:
+        calls.setdefault(call.layer, []).append(call)
+    return calls
 
 
 def digits(*, training: bool = False) -> DigitNet:

@@ -9,7 +9,8 @@ from torch import nn
 from bncheck.diagnosis import diagnose
 from bncheck.evaluation.live import live_group
 from bncheck.findings import CannotTell, Evidence
-from bncheck.rules.mixed_modes import RULE, blocks
+from bncheck.matching import blocks
+from bncheck.rules.mixed_modes import RULE
 from bncheck.rules.saved_in_train_mode import RULE as SAVED_IN_TRAIN_MODE
 from bncheck.subjects import UNKNOWN, BatchNormLayer, Checkpoint, Group, StatisticsUse, stored
 from tests.rules.layers import answers, layer, of_state_dict, said
@@ -84,10 +85,9 @@ def test_each_group_is_judged_by_itself() -> None:
 
 def test_blocks_are_the_shortest_names_that_tell_the_layers_apart() -> None:
     names = ["conv1", "layer1.0.bn1", "layer1.0.bn2", "layer1.1.bn1", "layer4.0.bn1", "layer4.0.bn2", "layer4.1.bn"]
-    layers = [layer(name) for name in names]
-    assert blocks(layers[4:6], [*layers[:4], layers[6]]) == {"layer4.0": 2}
-    assert blocks(layers[:4], layers[4:]) == {"conv1": 1, "layer1": 3}
-    assert blocks([layer("a")], [layer("a.b")]) == {"a": 1}
+    assert blocks(names[4:6], [*names[:4], names[6]]) == {"layer4.0": 2}
+    assert blocks(names[:4], names[4:]) == {"conv1": 1, "layer1": 3}
+    assert blocks(["a"], ["a.b"]) == {"a": 1}
 
 
 def network(**options: bool) -> nn.Sequential:
