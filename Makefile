@@ -16,7 +16,7 @@ demo: $(VENV)/installed  ## show what bncheck does, on the samples
 	@$(BIN)/bncheck inspect --quiet $(SAMPLES) || test $$? -eq 1
 
 test: $(VENV)/installed-dev  ## all tests, the slow ones too
-	$(BIN)/python tests/real_checkpoints.py
+	$(BIN)/python tools/real_checkpoints.py
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/installed-dev  ## style, types
@@ -25,16 +25,16 @@ lint: $(VENV)/installed-dev  ## style, types
 	$(BIN)/mypy
 
 bench: $(VENV)/installed-dev  ## speed and memory, as ratios within one run
-	$(BIN)/python tests/benchmarks/inspect_files.py
+	$(BIN)/python tools/benchmarks/inspect_files.py
 	$(PIP) install -q fvcore==0.1.5.post20221221 || true  # its column is left out without it
-	$(BIN)/python tests/benchmarks/statistics_pass.py
+	$(BIN)/python tools/benchmarks/statistics_pass.py
 
 fuzz: $(VENV)/installed-dev  ## mutate files of every format and read them; COUNT=1000000 for a long turn
-	$(BIN)/python tests/fuzz/fuzz_readers.py --count $(COUNT) --seed 1
-	if $(PIP) install -q -c constraints.txt atheris; then $(BIN)/python tests/fuzz/guided.py -runs=$(COUNT); fi
+	$(BIN)/python tools/fuzz/fuzz_readers.py --count $(COUNT) --seed 1
+	if $(PIP) install -q -c constraints.txt atheris; then $(BIN)/python tools/fuzz/guided.py -runs=$(COUNT); fi
 
 readme: $(VENV)/installed-dev  ## write the outputs and tables of the README anew
-	$(BIN)/python tests/readme.py
+	$(BIN)/python tools/readme.py
 
 samples: $(VENV)/installed-dev  ## train the samples anew
 	$(BIN)/python $(SAMPLES)/make.py

@@ -14,10 +14,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bncheck.errors import BatchNormDriftError, BncheckError
+from bncheck.version import __version__
 
 if TYPE_CHECKING:
     from bncheck.api import diff, drift, gate, inspect, recalibrate, repeat
-    from bncheck.drift_guard import guard
+    from bncheck.integrations.guard import guard
 
 __all__ = [
     "BatchNormDriftError",
@@ -32,12 +33,10 @@ __all__ = [
     "repeat",
 ]
 
-__version__ = "0.1.0"
-
 
 def __getattr__(name: str) -> object:
     if name == "guard":
-        from bncheck.drift_guard import guard
+        from bncheck.integrations.guard import guard
 
         return guard
     if name in __all__:

@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bncheck.checkpoints import find_checkpoints, read_checkpoint
-from bncheck.checkpoints.source import FileSource
-from bncheck.diagnosis import diagnose
+from bncheck.checkpoints.sources.local import FileSource
 from bncheck.errors import UsageError
-from bncheck.findings import Severity
+from bncheck.findings.rule import Severity
+from bncheck.judgement.diagnosis import diagnose
+from bncheck.judgement.selection import chosen
 from bncheck.rules import INSPECT_RULES
-from bncheck.selection import chosen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     import torch
 
-    from bncheck.findings import Report, Rule
-    from bncheck.subjects import Checkpoint
+    from bncheck.findings.report import Report
+    from bncheck.findings.rule import Rule
+    from bncheck.subjects.checkpoint import Checkpoint
 
 
 def inspect(
@@ -47,7 +48,7 @@ def inspect(
     threshold = Severity(fail_on) if fail_on else None
     rules = chosen(INSPECT_RULES, select, ignore, deep=deep)
     if not isinstance(subject, (str, os.PathLike)):
-        from bncheck.evaluation.live import live_checkpoint
+        from bncheck.evaluation.models.live import live_checkpoint
 
         return diagnose(live_checkpoint(subject), threshold, rules)
     found = find_checkpoints(str(Path(subject)))
@@ -84,7 +85,7 @@ def diff(
     """
     from contextlib import ExitStack
 
-    from bncheck.comparing import compare
+    from bncheck.commands.diff import compare
     from bncheck.rules import DIFF_RULES
 
     rules = chosen(DIFF_RULES, select, ignore)
@@ -92,7 +93,7 @@ def diff(
 
         def read(subject: str | os.PathLike[str] | torch.nn.Module) -> Checkpoint:
             if not isinstance(subject, (str, os.PathLike)):
-                from bncheck.evaluation.live import live_checkpoint
+                from bncheck.evaluation.models.live import live_checkpoint
 
                 return live_checkpoint(subject)
             found = find_checkpoints(str(Path(subject)))
@@ -202,8 +203,8 @@ def on_data(
     unknown = sorted(set(options) - set(RUN_OPTIONS))
     if unknown:
         raise TypeError(f"{command}() got an unexpected keyword argument {unknown[0]!r}")
-    from bncheck.diagnosis import diagnose_evaluation
     from bncheck.evaluation.session import examine
+    from bncheck.judgement.diagnosis import diagnose_evaluation
 
     examined = Path(subject) if isinstance(subject, (str, os.PathLike)) else subject
     evaluation = examine(command, examined, {**RUN_OPTIONS, **options, **given}, lambda samples: None)
@@ -225,11 +226,11 @@ def gate(
     """
     import datetime
 
-    from bncheck import gating
+    from bncheck.commands import gate as gating
     from bncheck.config import KEYS, configured
-    from bncheck.policy import policy_of
+    from bncheck.judgement.policy import policy_of
+    from bncheck.judgement.verdicts import gated
     from bncheck.rules import RULES
-    from bncheck.verdicts import gated
 
     given = {name.replace("_", "-"): value for name, value in options.items()}
     unknown = sorted(set(given) - set(KEYS))
@@ -287,7 +288,7 @@ def recalibrate(
         raise TypeError(f"recalibrate() got an unexpected keyword argument {unknown[0]!r}")
     if (data is None) == (from_ is None):
         raise UsageError("statistics come from data or from another checkpoint", "Give one of the two: data or from_.")
-    from bncheck.repair import RepairOptions, copy_statistics, recalibrate_file, recalibrate_module
+    from bncheck.commands.recalibrate import RepairOptions, copy_statistics, recalibrate_file, recalibrate_module
 
     given = {**RUN_OPTIONS, **options, "data": data}
     wanted = RepairOptions(
@@ -304,7 +305,7 @@ def recalibrate(
         return copy_statistics(Path(subject), Path(from_), wanted)
     if not is_path and (from_ is not None or output is not None):
         raise UsageError("a live module has no file to write", "Give the path of a checkpoint, or leave out the files.")
-    from bncheck.evaluation.recalibration import Method, RecalibrationOptions, Variance
+    from bncheck.evaluation.probes.recalibrate import Method, RecalibrationOptions, Variance
 
     try:
         estimation = RecalibrationOptions(Method(method), Variance(variance), tuple(layers), keep_frozen)
@@ -312,7 +313,7 @@ def recalibrate(
         raise UsageError(str(error), "Methods: train, sequential. Variances: within-batch, pooled.") from None
     if isinstance(subject, (str, os.PathLike)):
         return recalibrate_file(Path(subject), given, wanted, estimation)
-    from bncheck.evaluation.runnable import live_runnable
+    from bncheck.evaluation.models.runnable import live_runnable
     from bncheck.evaluation.session import load_data
 
     runnable = live_runnable(subject)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,3 +48,16 @@ def nearest(name: str, known: Iterable[str], where: str) -> str:
 
     near = difflib.get_close_matches(name, known, n=1)
     return f"Did you mean {near[0]}?" if near else f"Known ones: {where}."
+
+
+def short(value: float, digits: int = 3) -> str:
+    """A few significant digits; `1.2e4` rather than `1.2e+04`, since a column holds three of them."""
+    return re.sub(r"e([+-])0*", lambda sign: "e" if sign[1] == "+" else "e-", f"{value:.{digits}g}")
+
+
+def escaped(text: str) -> str:
+    """Control characters, directional marks and lone surrogates spelled out; all else as it is."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for character in text
+    )

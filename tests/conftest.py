@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from bncheck.checkpoints import read_checkpoint
-from bncheck.checkpoints.source import FileSource
-from bncheck.subjects import Checkpoint
-from tests.real_checkpoints import fetch
+from bncheck.checkpoints.sources.local import FileSource
+from bncheck.subjects.checkpoint import Checkpoint
+from tools.real_checkpoints import fetch
 
 # Two workers with two threads each on two cores wait for each other; subprocesses take it from the environment.
 torch.set_num_threads(1)

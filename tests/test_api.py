@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import bncheck
-from bncheck.findings import Verdict
+from bncheck.findings.report import Verdict
 from sample_checkpoints.network import DigitNet
 
 SAMPLES = Path(__file__).parent.parent / "sample_checkpoints"

@@ -1,10 +1,10 @@
-"""The thresholds of the rules lie between the healthy and the defective: tests/calibration.py on few subjects."""
+"""The thresholds of the rules lie between the healthy and the defective: tools/calibration.py on few subjects."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests import calibration
+from tools import calibration
 
 
 def test_every_threshold_is_measured_or_says_why_not() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bncheck import __version__
+from bncheck.version import __version__
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "sample_checkpoints"

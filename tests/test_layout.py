@@ -135,7 +135,7 @@ def test_every_format_of_checkpoints_is_registered_and_tested() -> None:
     """A reader is a file with `recognises` and `read`; none may be forgotten in FORMATS."""
     readers = {path.stem for path in (PACKAGE / "checkpoints").glob("*.py") if "\ndef recognises(" in path.read_text()}
     assert set(checkpoints.FORMATS) == readers
-    assert len({format_.FORMAT for format_ in checkpoints.formats()}) == len(checkpoints.FORMATS)
+    assert len({format_.FORMAT for format_ in checkpoints.readers()}) == len(checkpoints.FORMATS)
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests" / "checkpoints").glob("test_*.py")}
     assert readers - {"sharded"} <= tests  # the shards are tested with what they are made of
 

@@ -5,7 +5,7 @@ import re
 import typer.main
 
 from bncheck.cli import app
-from tests.readme import README, ROOT, render
+from tools.readme import README, ROOT, render
 
 PAGE = README.read_text(encoding="utf-8")
 

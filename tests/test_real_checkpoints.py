@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from bncheck.findings import Severity
-from bncheck.inspection import inspect_file
+from bncheck.commands.inspect import inspect_file
+from bncheck.findings.rule import Severity
 
 RealFile = Callable[[str, str], Path]
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bncheck.comparing import compare_files
-from bncheck.findings import Report, Severity
+from bncheck.commands.diff import compare_files
+from bncheck.findings.report import Report
+from bncheck.findings.rule import Severity
 from bncheck.rules import DIFF_RULES
 from sample_checkpoints import make, training
 from sample_checkpoints.network import DigitNet

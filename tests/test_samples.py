@@ -12,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from bncheck.evaluation.models import architecture
-from bncheck.findings import Report, Severity, Verdict
-from bncheck.inspection import inspect_file
+from bncheck.commands.inspect import inspect_file
+from bncheck.evaluation.models.architecture import architecture
+from bncheck.findings.report import Report, Verdict
+from bncheck.findings.rule import Severity
+from bncheck.judgement.selection import chosen
 from bncheck.rules import INSPECT_RULES, PAIR_RULES, RULES
-from bncheck.selection import chosen
 from sample_checkpoints import make, training
 from sample_checkpoints.network import LAYERS, DigitNet
 

@@ -19,13 +19,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 import bncheck
-from bncheck.findings import Report, Run, Severity, Verdict
+from bncheck.findings.report import Report, Run, Verdict
+from bncheck.findings.rule import Severity
 from bncheck.reports import Format, Style, write
 from sample_checkpoints import make
 from sample_checkpoints.network import DigitNet
 from sample_checkpoints.training import Digits, read_digits
 from tests.families import FAMILIES, WITHOUT_BATCHNORM, batchnorms, estimated, fresh
-from tests.real_checkpoints import fetch
+from tools.real_checkpoints import fetch
 
 SAMPLES = Path(make.__file__).parent
 Said = list[tuple[str, str, str | None]]

@@ -12,14 +12,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from bncheck.checkpoints.limits import limits_for
-from bncheck.checkpoints.source import FileSource, Source
+from bncheck.checkpoints.encodings.limits import limits_for
+from bncheck.checkpoints.sources.local import FileSource, Source
 from bncheck.errors import BncheckError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.subjects import Checkpoint
+    from bncheck.subjects.checkpoint import Checkpoint
 
 
 class Format(Protocol):
@@ -52,15 +52,15 @@ CHECKPOINT_SUFFIXES = {".pt", ".pth", ".ckpt", ".safetensors", ".pt2", ".ptl", "
 SKIPPED_FOLDERS = {"__pycache__", "node_modules"}
 
 
-def formats() -> Iterator[Format]:
+def readers() -> Iterator[Format]:
     """The formats in their order. Each is imported when it is asked: most files are of the first."""
     for name in FORMATS:
-        yield cast("Format", import_module(f"{__name__}.{name}"))
+        yield cast("Format", import_module(f"{__name__}.formats.{name}"))
 
 
 def format_of(source: Source) -> Format | None:
     """The format of a source, None if it is none that is known."""
-    return next((format_ for format_ in formats() if format_.recognises(source)), None)
+    return next((format_ for format_ in readers() if format_.recognises(source)), None)
 
 
 def read_checkpoint(source: Source) -> Checkpoint:
@@ -72,7 +72,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
     """
     format_ = format_of(source)
     if format_ is None:
-        from bncheck.checkpoints.unrecognised import unrecognised
+        from bncheck.checkpoints.formats.unrecognised import unrecognised
 
         raise unrecognised(source, CHECKPOINT_SUFFIXES)
     with limits_for(source.name):

@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bncheck.errors import UsageError
-from bncheck.evaluation.batches import Batch, Data
-from bncheck.evaluation.data import DataOptions, batch_of, open_data
-from bncheck.evaluation.models import importable, load_callable
-from bncheck.evaluation.probes import drift
-from bncheck.evaluation.repetition import repeat
-from bncheck.evaluation.runnable import ModelOptions, live_runnable, load_runnable
+from bncheck.evaluation.data.batches import Batch, Data
+from bncheck.evaluation.data.callables import DataOptions, batch_of, open_data
+from bncheck.evaluation.models.architecture import importable, load_callable
+from bncheck.evaluation.models.runnable import ModelOptions, live_runnable, load_runnable
+from bncheck.evaluation.probes.drift import drift
+from bncheck.evaluation.probes.repeat import repeat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import torch
 
-    from bncheck.evaluation.runnable import Runnable
-    from bncheck.evaluations import Evaluation
+    from bncheck.evaluation.models.runnable import Runnable
+    from bncheck.subjects.evaluation import Evaluation
 
 
 def examine(

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from bncheck.findings import Run
+    from bncheck.findings.report import Run
 
 
 class Format(Enum):
@@ -35,7 +35,7 @@ def write(format_: Format, run: Run, out: TextIO, style: Style) -> None:
     """Writes the reports of a run. Same run, same characters."""
     match format_:
         case Format.TEXT:
-            from bncheck.reports import text
+            from bncheck.reports.text import page as text
 
             text.write(run, out, style)
         case Format.JSON:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TextIO
 
-from bncheck.findings import Severity
+from bncheck.findings.rule import Severity
 from bncheck.reports.phrases import NO_LAYER, open_questions, shown_path, totals, worst_first
-from bncheck.reports.text import escaped
+from bncheck.wording import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.findings import Report, Run
+    from bncheck.findings.report import Report, Run
 
 LEVELS = {Severity.NOTE: "notice", Severity.WARNING: "warning", Severity.ERROR: "error"}
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
-from bncheck.findings import Severity, Verdict
+from bncheck.findings.report import Verdict
+from bncheck.findings.rule import Severity
 from bncheck.reports.markdown import verdict_row
 from bncheck.reports.phrases import open_questions, suppressed, worst_first
-from bncheck.reports.text import escaped, plain_count, setting, short, summary
-from bncheck.wording import count
+from bncheck.reports.text.page import plain_count, setting, summary
+from bncheck.wording import count, escaped, short
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from bncheck.findings import Distribution, LayerSummary, Report
+    from bncheck.findings.report import Distribution, LayerSummary, Report
 
 COLORS = {
     Verdict.PASSED: "#2e8b57",

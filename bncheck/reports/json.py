@@ -10,11 +10,11 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
-from bncheck import __version__
+from bncheck.version import __version__
 
 if TYPE_CHECKING:
-    from bncheck.findings import Distribution, Finding, LayerSummary, Report, Run
-    from bncheck.subjects import Setting
+    from bncheck.findings.report import Distribution, Finding, LayerSummary, Report, Run
+    from bncheck.subjects.layer import Setting
 
 # Raised when a key changes its meaning or goes away, not when one is added.
 VERSION = 1

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, TextIO
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from bncheck.findings import Finding, Severity
+from bncheck.findings.report import Finding
+from bncheck.findings.rule import Severity
 from bncheck.reports.phrases import NO_LAYER, place, places, shown_path, suppressed, worst_first
-from bncheck.reports.text import escaped
+from bncheck.wording import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from bncheck.findings import Report, Run
+    from bncheck.findings.report import Report, Run
 
 # The outcomes that a suite counts, and the element that a case has for each.
 COUNTED = {"failures": "failure", "errors": "error", "skipped": "skipped"}

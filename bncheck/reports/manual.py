@@ -12,7 +12,7 @@ from rich.text import Text
 from bncheck.errors import UsageError
 from bncheck.glossary import GLOSSARY
 from bncheck.reports import Format, Style
-from bncheck.reports.text import SEVERITIES
+from bncheck.reports.text.page import SEVERITIES
 from bncheck.rules import RULES
 from bncheck.wording import nearest
 

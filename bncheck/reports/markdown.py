@@ -9,12 +9,13 @@ import re
 from typing import TYPE_CHECKING, TextIO
 
 from bncheck.reports.phrases import NO_LAYER, open_questions, shown_path, suppressed, totals, worst_first
-from bncheck.reports.text import escaped, found, part_for
+from bncheck.reports.text.page import found, part_for
+from bncheck.wording import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from bncheck.findings import Report, Run
+    from bncheck.findings.report import Report, Run
 
 # A pipe as an entity, since renderers differ in how they split the cells of a row at an escaped one.
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"}

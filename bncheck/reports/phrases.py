@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bncheck.findings import Finding, Severity, Suppressed, Undecided, Verdict
-from bncheck.reports.text import escaped
-from bncheck.wording import LONGEST_NAME, count, few
+from bncheck.findings.report import Finding, Suppressed, Undecided, Verdict
+from bncheck.findings.rule import Severity
+from bncheck.wording import LONGEST_NAME, count, escaped, few
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from bncheck.findings import Report, Run
+    from bncheck.findings.report import Report, Run
 
 NO_LAYER = "there is no BatchNorm layer to judge"
 THE_MODULE = "(the module itself)"  # where a layer has no name

@@ -13,16 +13,18 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, TextIO
 from urllib.parse import quote
 
-from bncheck import __version__
-from bncheck.findings import Severity, fingerprint
+from bncheck.findings.report import fingerprint
+from bncheck.findings.rule import Severity
 from bncheck.reports.phrases import THE_MODULE, path_from_here, place, undecided_rules
-from bncheck.reports.text import escaped
 from bncheck.rules import RULES
+from bncheck.version import __version__
+from bncheck.wording import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from bncheck.findings import Finding, Report, Rule, Run, Undecided
+    from bncheck.findings.report import Finding, Report, Run, Undecided
+    from bncheck.findings.rule import Rule
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 

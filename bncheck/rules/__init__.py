@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bncheck.findings import Rule
+    from bncheck.findings.rule import Rule
 
 INSPECT = (
     "non-finite-statistics",

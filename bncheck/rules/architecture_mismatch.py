@@ -39,14 +39,14 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
-from bncheck.matching import common_prefix, modules_of
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
+from bncheck.pairing.names import common_prefix, modules_of
 from bncheck.wording import MOST_LISTED, count, few, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from bncheck.subjects import Checkpoint, Group, Tensor
+    from bncheck.subjects.checkpoint import Checkpoint, Group, Tensor
 
 STATISTICS = ("running_mean", "running_var")
 # Not compared: torch fills in a counter that is missing, FrozenBatchNorm2d drops one that is there, AveragedModel

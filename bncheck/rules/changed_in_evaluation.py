@@ -38,13 +38,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
 from bncheck.wording import count, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.evaluations import EvaluatedLayer, Evaluation
+    from bncheck.subjects.evaluation import EvaluatedLayer, Evaluation
 
 PROBE = "moved in evaluation"
 

@@ -46,14 +46,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
-from bncheck.subjects import StatisticsUse
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
+from bncheck.subjects.layer import StatisticsUse
 from bncheck.wording import count, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.subjects import BatchNormLayer, Checkpoint, Group
+    from bncheck.subjects.checkpoint import Checkpoint, Group
+    from bncheck.subjects.layer import BatchNormLayer
 
 # How far below the bound a variance must be, relative to it: no bound is broken by the arithmetic of single layers.
 TOLERANCE = 1e-3

@@ -44,13 +44,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
 from bncheck.wording import MOST_LISTED, channels, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.subjects import BatchNormLayer
+    from bncheck.subjects.layer import BatchNormLayer
 
 # sqrt(v / (v + eps)) < 1/10 where v < eps / 99: what is left of the signal.
 DEAD_SHARE_OF_EPS = 0.01

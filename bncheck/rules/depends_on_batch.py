@@ -43,14 +43,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bncheck.evaluations import CauseKind
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
+from bncheck.subjects.evaluation import CauseKind
 from bncheck.wording import number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.evaluations import Evaluation, Repeat
+    from bncheck.subjects.evaluation import Evaluation, Repeat
 
 PROBE = "other company"
 FIXES = {

@@ -32,14 +32,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bncheck.evaluations import CauseKind
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
+from bncheck.subjects.evaluation import CauseKind
 from bncheck.wording import number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.evaluations import Cause, Evaluation, Repeat
+    from bncheck.subjects.evaluation import Cause, Evaluation, Repeat
 
 PROBE = "repeat"
 # Differences of a kernel below this, relative to the largest output, are rounding: 16 times the eps of float32.

@@ -32,13 +32,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
 from bncheck.wording import MOST_LISTED, channels, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.subjects import BatchNormLayer
+    from bncheck.subjects.layer import BatchNormLayer
 
 # Three times what a variance of 0 gives with eps 1e-5 and weight 1: 1 / sqrt(1e-5) = 316.
 LARGE_GAIN = 1e3

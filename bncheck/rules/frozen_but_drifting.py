@@ -44,14 +44,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
 from bncheck.wording import count, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.comparisons import CheckpointPair, GroupPair, LayerChange
-    from bncheck.subjects import Array
+    from bncheck.subjects.layer import Array
+    from bncheck.subjects.pair import CheckpointPair, GroupPair, LayerChange
 
 # Median of the channels, in standard deviations: max(d, l), see above. The same kind of data moves the statistics of a
 # trained layer by some thousandths, another kind of data by tenths in the layer that meets it first.

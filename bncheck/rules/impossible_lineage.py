@@ -36,15 +36,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bncheck.findings import Evidence, Rule, Severity
-from bncheck.subjects import DEFAULT_MOMENTUM, StatisticsUse
+from bncheck.findings.rule import Evidence, Rule, Severity
+from bncheck.subjects.layer import DEFAULT_MOMENTUM, StatisticsUse
 from bncheck.wording import MOST_LISTED, channels, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.comparisons import CheckpointPair, LayerChange
-    from bncheck.subjects import BatchNormLayer
+    from bncheck.subjects.layer import BatchNormLayer
+    from bncheck.subjects.pair import CheckpointPair, LayerChange
 
 # Rounding of float32 over some hundred updates stays below the first; 16 bits round each update by up to 2^-9.
 TOLERANCE = 1e-3

@@ -44,14 +44,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
-from bncheck.subjects import StatisticsUse
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
+from bncheck.subjects.layer import StatisticsUse
 from bncheck.wording import count, few, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from bncheck.subjects import BatchNormLayer, Checkpoint, Group
+    from bncheck.subjects.checkpoint import Checkpoint, Group
+    from bncheck.subjects.layer import BatchNormLayer
 
 # 0.01 is 0.010000000000000009 as 1 - 0.99, and graphs keep float32: what differs by less is the same value.
 SAME = 1e-3

@@ -42,14 +42,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
-from bncheck.subjects import DEFAULT_EPS, StatisticsUse
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
+from bncheck.subjects.layer import DEFAULT_EPS, StatisticsUse
 from bncheck.wording import MOST_LISTED, channels, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.subjects import Array, BatchNormLayer
+    from bncheck.subjects.layer import Array, BatchNormLayer
 
 # The smallest eps in use is 1e-7, of which float32 in a graph may leave a little less.
 SMALLEST_USUAL_EPS = 9e-8

@@ -49,14 +49,15 @@ import math
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
-from bncheck.subjects import DEFAULT_MOMENTUM, StatisticsUse
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
+from bncheck.subjects.layer import DEFAULT_MOMENTUM, StatisticsUse
 from bncheck.wording import MOST_LISTED, channels, count, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.subjects import BatchNormLayer, Checkpoint, Group
+    from bncheck.subjects.checkpoint import Checkpoint, Group
+    from bncheck.subjects.layer import BatchNormLayer
 
 # torch.finfo(dtype).eps, the spacing of the numbers just above 1.
 SPACING = {

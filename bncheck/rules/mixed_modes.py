@@ -35,15 +35,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
-from bncheck.matching import blocks
-from bncheck.subjects import StatisticsUse
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
+from bncheck.pairing.names import blocks
+from bncheck.subjects.layer import StatisticsUse
 from bncheck.wording import count, few
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from bncheck.subjects import BatchNormLayer, Checkpoint, Group
+    from bncheck.subjects.checkpoint import Checkpoint, Group
+    from bncheck.subjects.layer import BatchNormLayer
 
 
 def check(checkpoint: Checkpoint) -> Iterator[Evidence | CannotTell]:

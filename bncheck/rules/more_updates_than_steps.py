@@ -45,14 +45,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
-from bncheck.subjects import StatisticsUse
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
+from bncheck.subjects.layer import StatisticsUse
 from bncheck.wording import count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.subjects import Checkpoint, Group
+    from bncheck.subjects.checkpoint import Checkpoint, Group
 
 # Forward passes for each step that are told from extra ones. With more, a start from pretrained weights is likelier.
 MOST_FORWARDS_PER_STEP = 2

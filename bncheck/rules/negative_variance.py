@@ -35,13 +35,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
 from bncheck.wording import MOST_LISTED, channels, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.subjects import BatchNormLayer
+    from bncheck.subjects.layer import BatchNormLayer
 
 # The largest eps in use is 1e-3 (TensorFlow's default, kept by ports). Below minus that, no usual eps helps.
 LARGEST_USUAL_EPS = 1e-3

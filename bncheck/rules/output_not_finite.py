@@ -28,12 +28,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.evaluations import Evaluation
+    from bncheck.subjects.evaluation import Evaluation
 
 PROBE = "repeat"
 INPUT = "the input itself"  # what the probe names where no module is to blame

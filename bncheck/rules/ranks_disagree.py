@@ -41,14 +41,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bncheck.findings import Evidence, Rule, Severity
+from bncheck.findings.rule import Evidence, Rule, Severity
 from bncheck.wording import number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.comparisons import CheckpointPair, LayerChange
-    from bncheck.subjects import Array
+    from bncheck.subjects.layer import Array
+    from bncheck.subjects.pair import CheckpointPair, LayerChange
 
 # Median of the channels, max(d, l), see above: shards that are alike make some hundredths at most.
 NOTABLE = 0.05

@@ -35,13 +35,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
-from bncheck.subjects import StatisticsUse
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
+from bncheck.subjects.layer import StatisticsUse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.subjects import BatchNormLayer
+    from bncheck.subjects.layer import BatchNormLayer
 
 
 def check(layer: BatchNormLayer) -> Iterator[Evidence | CannotTell]:

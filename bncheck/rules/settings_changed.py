@@ -40,14 +40,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
-from bncheck.subjects import DEFAULT_MOMENTUM, StatisticsUse
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
+from bncheck.subjects.layer import DEFAULT_MOMENTUM, StatisticsUse
 from bncheck.wording import number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.comparisons import CheckpointPair, LayerChange
+    from bncheck.subjects.pair import CheckpointPair, LayerChange
 
 # The change of a channel's scale from which on results are expected to change.
 NOTABLE = 0.05

@@ -51,16 +51,16 @@ from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
-from bncheck.matching import compare, parameter_change
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
+from bncheck.pairing.names import compare, parameter_change
 from bncheck.wording import count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.comparisons import CheckpointPair
-    from bncheck.matching import Comparison, LayerPair
-    from bncheck.subjects import Checkpoint, Group
+    from bncheck.pairing.names import Comparison, LayerPair
+    from bncheck.subjects.checkpoint import Checkpoint, Group
+    from bncheck.subjects.pair import CheckpointPair
 
 # ||a - b|| / ||a|| above which parameters are others: rounding to half precision makes 2e-4, an average that has just
 # started less, one of some epochs several per cent.

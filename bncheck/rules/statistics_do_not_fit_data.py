@@ -70,13 +70,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
 from bncheck.wording import count, number, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.evaluations import EvaluatedLayer, Evaluation, Fit
+    from bncheck.subjects.evaluation import EvaluatedLayer, Evaluation, Fit
 
 PROBE = "fit to the data"
 # See the measurements in the explanation: between sound networks and spoilt ones.

@@ -59,14 +59,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
-from bncheck.subjects import StatisticsUse
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
+from bncheck.subjects.layer import StatisticsUse
 from bncheck.wording import number, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.subjects import Array, BatchNormLayer, Checkpoint, Connection, Group
+    from bncheck.subjects.checkpoint import Checkpoint, Connection, Group
+    from bncheck.subjects.layer import Array, BatchNormLayer
 
 # Between the worst of the healthy (0.976, at a high learning rate) and the best of the averaged without new statistics
 # (0.90).

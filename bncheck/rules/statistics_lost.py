@@ -31,14 +31,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bncheck.findings import Evidence, Rule, Severity
+from bncheck.findings.rule import Evidence, Rule, Severity
 from bncheck.wording import count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.comparisons import CheckpointPair, LayerChange
-    from bncheck.subjects import BatchNormLayer
+    from bncheck.subjects.layer import BatchNormLayer
+    from bncheck.subjects.pair import CheckpointPair, LayerChange
 
 SAVE_BUFFERS = (
     "Save state_dict(), which holds the buffers, not parameters() alone; statistics of the first checkpoint can be "

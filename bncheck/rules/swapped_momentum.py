@@ -45,14 +45,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
-from bncheck.subjects import StatisticsUse
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
+from bncheck.subjects.layer import StatisticsUse
 from bncheck.wording import number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.subjects import BatchNormLayer
+    from bncheck.subjects.layer import BatchNormLayer
 
 # The average remembers (2 - m) / m batches: 3 at this m. No network of timm or torchvision is above 0.1.
 HIGHEST_MOMENTUM = 0.5

@@ -34,14 +34,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
-from bncheck.subjects import Known
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
+from bncheck.subjects.layer import Known
 from bncheck.wording import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.subjects import BatchNormLayer
+    from bncheck.subjects.layer import BatchNormLayer
 
 SYNCHRONISED = re.compile(r"sync(hroni[sz]ed)?_?(batch_?norm|bn)|(abn|batch_?norm)\w*_?sync", re.IGNORECASE)
 

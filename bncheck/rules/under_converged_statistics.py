@@ -64,14 +64,15 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
-from bncheck.subjects import StatisticsUse
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
+from bncheck.subjects.layer import StatisticsUse
 from bncheck.wording import count, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from bncheck.subjects import Array, BatchNormLayer, Checkpoint, Group
+    from bncheck.subjects.checkpoint import Checkpoint, Group
+    from bncheck.subjects.layer import Array, BatchNormLayer
 
 LEAST_MOMENTUM = 1e-9  # far below any in use (3e-4); smaller ones leave nothing to divide by
 # r, the part of the initial values that is left. A variance of 0.01 is too large by r (1 - v) / v:

@@ -44,15 +44,16 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
-from bncheck.matching import blocks
-from bncheck.subjects import StatisticsUse
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
+from bncheck.pairing.names import blocks
+from bncheck.subjects.layer import StatisticsUse
 from bncheck.wording import count, few, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.subjects import BatchNormLayer, Checkpoint, Group
+    from bncheck.subjects.checkpoint import Checkpoint, Group
+    from bncheck.subjects.layer import BatchNormLayer
 
     Counted = dict[str, int | float]  # the counter by the name of the layer
 

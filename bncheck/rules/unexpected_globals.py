@@ -33,14 +33,14 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
-from bncheck.subjects import Use
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
+from bncheck.subjects.checkpoint import Use
 from bncheck.wording import few
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.subjects import Checkpoint, GlobalReference
+    from bncheck.subjects.checkpoint import Checkpoint, GlobalReference
 
 SHOWN = 5
 

@@ -38,13 +38,13 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
 from bncheck.wording import count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from bncheck.subjects import BatchNormLayer
+    from bncheck.subjects.layer import BatchNormLayer
 
 STATISTICS = ("running_mean", "running_var")
 TENSORS = (*STATISTICS, "weight", "bias")

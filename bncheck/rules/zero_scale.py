@@ -33,12 +33,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bncheck.findings import CannotTell, Evidence, Rule, Severity
+from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.subjects import Array, BatchNormLayer, Checkpoint, Group
+    from bncheck.subjects.checkpoint import Checkpoint, Group
+    from bncheck.subjects.layer import Array, BatchNormLayer
 
 
 def check(checkpoint: Checkpoint) -> Iterator[Evidence | CannotTell]:

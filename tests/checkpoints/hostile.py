@@ -26,8 +26,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from bncheck.checkpoints.limits import LONGEST_PATH
-from bncheck.checkpoints.pickles import MAX_NAME_LENGTH
+from bncheck.checkpoints.encodings.limits import LONGEST_PATH
+from bncheck.checkpoints.encodings.pickles import MAX_NAME_LENGTH
 
 MARK = "mark"
 MILLION = 10**6

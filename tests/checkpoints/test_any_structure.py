@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import nn
 
 from bncheck.checkpoints import read_checkpoint
-from bncheck.subjects import BatchNormLayer, Known
+from bncheck.subjects.layer import BatchNormLayer, Known
 from tests.checkpoints.test_zip_archive import MemorySource
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]

@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bncheck.checkpoints import connections as connections_module
-from bncheck.checkpoints import torchscript_flow
-from bncheck.checkpoints.connections import Joined, Trail, is_linear, is_pointwise
-from bncheck.checkpoints.source import FileSource
-from bncheck.checkpoints.torchscript import read as read_torchscript
-from bncheck.checkpoints.torchscript_flow import methods_of
+from bncheck.checkpoints.contents import connections as connections_module
+from bncheck.checkpoints.contents.connections import Joined, Trail, is_linear, is_pointwise
+from bncheck.checkpoints.formats.torchscript import flow as torchscript_flow
+from bncheck.checkpoints.formats.torchscript import read as read_torchscript
+from bncheck.checkpoints.formats.torchscript.flow import methods_of
+from bncheck.checkpoints.sources.local import FileSource
 from bncheck.errors import UnreadableError
-from bncheck.subjects import Connection, Tensor
-from tests.checkpoints.test_torchscript import rewritten
+from bncheck.subjects.checkpoint import Connection, Tensor
+from tests.checkpoints.formats.test_torchscript import rewritten
 
 IMAGES = torch.zeros(2, 3, 6, 6)
 

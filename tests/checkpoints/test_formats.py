@@ -15,9 +15,10 @@ import torch.distributed.checkpoint
 from safetensors.torch import save_file
 from torch import nn
 
-from bncheck.checkpoints import find_checkpoints, formats
-from bncheck.subjects import Checkpoint, Known
-from tests.checkpoints.test_safetensors import write_shards
+from bncheck.checkpoints import find_checkpoints, readers
+from bncheck.subjects.checkpoint import Checkpoint
+from bncheck.subjects.layer import Known
+from tests.checkpoints.formats.test_safetensors import write_shards
 
 STATE_DICT = {"statistics": "yes", "momentum, eps": "no", "mode": "no"}
 MODULE = {"statistics": "yes", "momentum, eps": "yes", "mode": "yes"}
@@ -151,7 +152,7 @@ def test_what_is_known_of_a_format(tmp_path: Path, read: Callable[[Path], Checkp
 
 
 def test_every_format_is_in_the_table() -> None:
-    assert {format_.FORMAT for format_ in formats()} == {format_ for format_, _ in WRITERS.values()}
+    assert {format_.FORMAT for format_ in readers()} == {format_ for format_, _ in WRITERS.values()}
     assert set(WRITERS) == set(KNOWN_OF_FORMATS)
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from bncheck.subjects import Checkpoint
+from bncheck.subjects.checkpoint import Checkpoint
 
 Read = Callable[[Path], Checkpoint]
 

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from bncheck.rules import RULES
-from bncheck.subjects import BatchNormLayer, Checkpoint, Known, Normalises, StatisticsUse, stored
+from bncheck.subjects.checkpoint import Checkpoint
+from bncheck.subjects.layer import BatchNormLayer, Known, Normalises, StatisticsUse, stored
 
 Read = Callable[[Path], Checkpoint]
 Save = Callable[..., Path]

@@ -10,8 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bncheck.checkpoints.pickles import MAX_OPCODES, Dictionary, Global, Interpreter, Object, Unhashable, read_pickle
-from bncheck.checkpoints.torch_objects import CONSTRUCTORS, storage_of
+from bncheck.checkpoints.contents.torch_objects import CONSTRUCTORS, storage_of
+from bncheck.checkpoints.encodings.pickles import (
+    MAX_OPCODES,
+    Dictionary,
+    Global,
+    Interpreter,
+    Object,
+    Unhashable,
+    read_pickle,
+)
 from bncheck.errors import UnreadableError
 
 

@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from bncheck.checkpoints.rewriting import NewStatistics, choose_group, plan_rewrite, read_writable
-from bncheck.checkpoints.source import FileSource
-from bncheck.checkpoints.writing import write_checkpoint
+from bncheck.checkpoints.rewriting.file import write_checkpoint
+from bncheck.checkpoints.rewriting.plan import NewStatistics, choose_group, plan_rewrite, read_writable
+from bncheck.checkpoints.sources.local import FileSource
 from bncheck.errors import UnreadableError, UnsupportedError, UsageError
 
 CHANNELS = 3

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bncheck.checkpoints.source import FileSource
+from bncheck.checkpoints.sources.local import FileSource
 from bncheck.errors import UnreadableError, UsageError
 
 

@@ -23,10 +23,10 @@ import pytest
 import torch
 from torch import nn
 
+from bncheck.commands.inspect import inspect_file
 from bncheck.errors import UnsupportedError
-from bncheck.findings import Severity
-from bncheck.inspection import inspect_file
-from bncheck.subjects import Checkpoint
+from bncheck.findings.rule import Severity
+from bncheck.subjects.checkpoint import Checkpoint
 
 Read = Callable[[Path], Checkpoint]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bncheck.subjects import Checkpoint
+from bncheck.subjects.checkpoint import Checkpoint
 
 Read = Callable[[Path], Checkpoint]
 

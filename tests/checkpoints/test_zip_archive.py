@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bncheck.checkpoints.source import FileSource
-from bncheck.checkpoints.zip_archive import CENTRAL_MAGIC, ZipArchive
+from bncheck.checkpoints.encodings.zip_archive import CENTRAL_MAGIC, ZipArchive
+from bncheck.checkpoints.sources.local import FileSource
 from bncheck.errors import UnreadableError
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bncheck.evaluation.batches import Batch, Data
+from bncheck.evaluation.data.batches import Batch, Data
 
 FEATURES, CLASSES, SAMPLES, BATCH = 8, 5, 40, 8
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from bncheck.errors import UnreadableError, UnsupportedError, UsageError
-from bncheck.evaluation.data import Batch, Data, DataOptions, input_hash, open_data
+from bncheck.evaluation.data.callables import Batch, Data, DataOptions, input_hash, open_data
 
 IMAGES = np.random.default_rng(0).normal(size=(10, 3, 4, 5)).astype(np.float32)
 LABELS = np.arange(10)

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from bncheck.diagnosis import diagnose_evaluation
-from bncheck.evaluation.batches import Data
-from bncheck.evaluation.repetition import repeat
-from bncheck.evaluation.runnable import live_runnable
-from bncheck.evaluations import CauseKind, Evaluation
-from bncheck.findings import Severity
+from bncheck.evaluation.data.batches import Data
+from bncheck.evaluation.models.runnable import live_runnable
+from bncheck.evaluation.probes.repeat import repeat
+from bncheck.findings.rule import Severity
+from bncheck.judgement.diagnosis import diagnose_evaluation
 from bncheck.rules import REPEAT_RULES
+from bncheck.subjects.evaluation import CauseKind, Evaluation
 from tests.evaluation.networks import (
     MIDDLE,
     NETWORKS,
@@ -167,7 +167,7 @@ def test_small_batches_without_statistics_cost_predictions() -> None:
 
 
 def test_the_model_is_given_back_as_it_came() -> None:
-    from bncheck.evaluation.state import fingerprint
+    from bncheck.evaluation.restoring import fingerprint
 
     network = trained("residual", nn.Identity())
     network.first = nn.Dropout(0.5).train()

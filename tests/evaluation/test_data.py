@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bncheck.errors import BncheckError, ModelError, UnsupportedError, UsageError
-from bncheck.evaluation.data import Batch, DataOptions, Inputs, input_hash, open_data
+from bncheck.evaluation.data.callables import Batch, DataOptions, Inputs, input_hash, open_data
 
 HEADER = "import random, sys, torch, numpy as np\nfrom torch.utils.data import DataLoader, TensorDataset\n"
 

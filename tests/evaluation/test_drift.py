@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bncheck.diagnosis import diagnose_evaluation
 from bncheck.errors import ModelError
-from bncheck.evaluation.batches import Batch, Data
-from bncheck.evaluation.probes import FOLLOWED_SAMPLES, drift
-from bncheck.evaluation.repetition import repeat
-from bncheck.evaluation.runnable import Runnable, live_runnable
-from bncheck.evaluation.state import batchnorm_layers, fingerprint
-from bncheck.evaluations import Evaluation
-from bncheck.findings import Severity
-from bncheck.measurements import measurements_of
+from bncheck.evaluation.data.batches import Batch, Data
+from bncheck.evaluation.models.runnable import Runnable, live_runnable
+from bncheck.evaluation.probes.drift import FOLLOWED_SAMPLES, drift
+from bncheck.evaluation.probes.repeat import repeat
+from bncheck.evaluation.restoring import batchnorm_layers, fingerprint
+from bncheck.findings.measurements import measurements_of
+from bncheck.findings.rule import Severity
+from bncheck.judgement.diagnosis import diagnose_evaluation
 from bncheck.rules import DRIFT_RULES
+from bncheck.subjects.evaluation import Evaluation
 from tests.evaluation.networks import BATCH, CLASSES, NETWORKS, SAMPLES, Centered, augmented, data, images, trained
 
 LABELS = torch.randint(0, CLASSES, (SAMPLES,), generator=torch.Generator().manual_seed(1))

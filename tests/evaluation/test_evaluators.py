@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from bncheck.diagnosis import diagnose_evaluation
 from bncheck.errors import ModelError, UnreadableError
-from bncheck.evaluation.batches import Batch, Data
-from bncheck.evaluation.probes import drift
-from bncheck.evaluation.repetition import repeat
-from bncheck.evaluation.runnable import Runnable, live_runnable
-from bncheck.findings import Report, Severity
+from bncheck.evaluation.data.batches import Batch, Data
+from bncheck.evaluation.models.runnable import Runnable, live_runnable
+from bncheck.evaluation.probes.drift import drift
+from bncheck.evaluation.probes.repeat import repeat
+from bncheck.findings.report import Report
+from bncheck.findings.rule import Severity
+from bncheck.judgement.diagnosis import diagnose_evaluation
 from bncheck.rules import DRIFT_RULES, REPEAT_RULES
 from tests.evaluation.networks import BATCH, CLASSES, SAMPLES, FunctionalDropout, data, images, trained
 from tests.evaluation.test_drift import LABELS, norms, without_modes

@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from bncheck.errors import UnreadableError, UsageError
-from bncheck.evaluation.data import Data, DataOptions, input_hash, open_data
-from bncheck.evaluation.images import Picture, class_names, find_files, in_order
-from tests.real_checkpoints import fetch
+from bncheck.evaluation.data.callables import Data, DataOptions, input_hash, open_data
+from bncheck.evaluation.data.images import Picture, class_names, find_files, in_order
+from tools.real_checkpoints import fetch
 
 DIGITS = Path(__file__).parents[2] / "sample_checkpoints" / "digits"
 IMAGENET = DataOptions(batch_size=8, resize=256, size=(224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

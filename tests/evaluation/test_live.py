@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from bncheck.evaluation.live import live_group
-from bncheck.subjects import BatchNormLayer, Checkpoint
+from bncheck.evaluation.models.live import live_group
+from bncheck.subjects.checkpoint import Checkpoint
+from bncheck.subjects.layer import BatchNormLayer
 
 ARRAYS = ("running_mean", "running_var", "weight", "bias")
 

@@ -10,8 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bncheck.evaluation import moments as moments_file
-from bncheck.evaluation.moments import ChannelMoments, watching
+from bncheck.evaluation.observing import moments as moments_file
+from bncheck.evaluation.observing.moments import ChannelMoments, watching
 
 RELATIVE = 1e-6
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from bncheck.errors import UnreadableError
-from bncheck.evaluation.batches import DataOptions
-from bncheck.evaluation.preprocessing import Preprocessing, find_preprocessing
+from bncheck.evaluation.data.batches import DataOptions
+from bncheck.evaluation.data.preprocessing import Preprocessing, find_preprocessing
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 

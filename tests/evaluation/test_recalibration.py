@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from bncheck.checkpoints.rewriting import NewStatistics
+from bncheck.checkpoints.rewriting.plan import NewStatistics
 from bncheck.errors import ModelError, UsageError
-from bncheck.evaluation.batches import Batch, Data
-from bncheck.evaluation.recalibration import (
+from bncheck.evaluation.data.batches import Batch, Data
+from bncheck.evaluation.models.runnable import live_runnable
+from bncheck.evaluation.probes.recalibrate import (
     FROZEN_CLASS,
     HELD_IN_EVAL,
     NEVER_CALLED,
@@ -28,8 +29,7 @@ from bncheck.evaluation.recalibration import (
     apply,
     recalibrate,
 )
-from bncheck.evaluation.runnable import live_runnable
-from bncheck.evaluation.state import fingerprint
+from bncheck.evaluation.restoring import fingerprint
 
 LAYERS = ("1", "4", "7")
 POOLED = RecalibrationOptions(variance=Variance.POOLED)

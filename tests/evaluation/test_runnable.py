@@ -19,9 +19,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bncheck.errors import BncheckError, ModelError, UsageError
-from bncheck.evaluation.abilities import LIMITS, UNDECIDED, Kind, Probe, inability, kind_of
-from bncheck.evaluation.exported import is_arithmetic
-from bncheck.evaluation.runnable import (
+from bncheck.evaluation.models.exported import is_arithmetic
+from bncheck.evaluation.models.runnable import (
     ModelOptions,
     Runnable,
     call,
@@ -30,6 +29,7 @@ from bncheck.evaluation.runnable import (
     predictions_of,
     scores_of,
 )
+from bncheck.evaluation.probes.abilities import LIMITS, UNDECIDED, Kind, Probe, inability, kind_of
 
 NET = """
 import sys

@@ -7,23 +7,23 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from bncheck.cli import app
-from bncheck.findings import (
+from bncheck.commands.inspect import inspect_file
+from bncheck.findings.report import (
     Distribution,
     Finding,
     LayerSummary,
     Problem,
     Report,
     Run,
-    Severity,
     Suppressed,
     Undecided,
     Verdict,
 )
-from bncheck.inspection import inspect_file
+from bncheck.findings.rule import Severity
+from bncheck.judgement.verdicts import exit_code
 from bncheck.reports import Format, Style, write
 from bncheck.rules import RULES
-from bncheck.subjects import UNKNOWN, Behaviour, Normalises, inferred, stored
-from bncheck.verdicts import exit_code
+from bncheck.subjects.layer import UNKNOWN, Behaviour, Normalises, inferred, stored
 
 SAMPLES = Path(__file__).parent.parent.parent / "sample_checkpoints"
 

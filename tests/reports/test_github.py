@@ -5,10 +5,11 @@ import re
 import pytest
 from hypothesis import given, settings
 
-from bncheck.findings import Run, Severity, Undecided
+from bncheck.findings.report import Run, Undecided
+from bncheck.findings.rule import Severity
 from bncheck.reports import Format
 from bncheck.reports.phrases import shown_path
-from bncheck.reports.text import escaped
+from bncheck.wording import escaped
 from tests.reports.runs import every_sample, found, inspected, layer, run_of, runs, written
 
 LEVELS = {"error", "warning", "notice"}

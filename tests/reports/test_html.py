@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 
 import bncheck
-from bncheck.findings import Report, Severity, Suppressed, Undecided
+from bncheck.findings.report import Report, Suppressed, Undecided
+from bncheck.findings.rule import Severity
 from bncheck.reports.html import as_html
 from bncheck.reports.phrases import shown_path
-from bncheck.reports.text import escaped
+from bncheck.wording import escaped
 from tests.reports.runs import HOSTILE, SAMPLES, every_sample, found, layer, reports, run_of
 
 TAGS = {"div", "p", "b", "br", "table", "thead", "tbody", "tr", "th", "td", "details", "summary"}

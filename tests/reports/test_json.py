@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 
-from bncheck.findings import Run
+from bncheck.findings.report import Run
 from bncheck.reports import Format
 from bncheck.reports.json import VERSION
 from tests.reports.runs import SAMPLES, every_sample, inspected, runs, written

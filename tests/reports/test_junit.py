@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from inline_snapshot import snapshot
 
-from bncheck.findings import Run, Severity, Suppressed, Undecided, Verdict
+from bncheck.findings.report import Run, Suppressed, Undecided, Verdict
+from bncheck.findings.rule import Severity
 from bncheck.reports import Format
-from bncheck.reports.text import escaped
+from bncheck.wording import escaped
 from tests.reports.runs import every_sample, found, inspected, run_of, runs, written, written_by_name
 
 

@@ -8,11 +8,12 @@ from inline_snapshot import snapshot
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from bncheck.findings import Run, Severity, Suppressed, Undecided
+from bncheck.findings.report import Run, Suppressed, Undecided
+from bncheck.findings.rule import Severity
 from bncheck.reports import Format
 from bncheck.reports.markdown import cell
 from bncheck.reports.phrases import shown_path
-from bncheck.reports.text import escaped
+from bncheck.wording import escaped
 from tests.reports.runs import HOSTILE, every_sample, found, inspected, run_of, runs, written, written_by_name
 
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])

@@ -13,11 +13,12 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 
-from bncheck.findings import Run, Severity, Suppressed, Undecided
+from bncheck.findings.report import Run, Suppressed, Undecided
+from bncheck.findings.rule import Severity
 from bncheck.reports import Format
 from bncheck.reports.sarif import fingerprint, message_text, uri
-from bncheck.reports.text import escaped
 from bncheck.rules import RULES
+from bncheck.wording import escaped
 from tests.reports.runs import SAMPLES, every_sample, found, inspected, layer, run_of, runs, written, written_by_name
 
 SCHEMA = json.loads((Path(__file__).parent / "sarif-schema-2.1.0.json").read_text("utf-8"))

@@ -4,10 +4,11 @@ import io
 
 import pytest
 
-from bncheck.findings import Distribution, Finding, LayerSummary, Report, Run, Severity, Undecided, Verdict
+from bncheck.findings.report import Distribution, Finding, LayerSummary, Report, Run, Undecided, Verdict
+from bncheck.findings.rule import Severity
 from bncheck.reports import Format, Style, write
-from bncheck.reports.text import escaped, short
-from bncheck.subjects import UNKNOWN, Behaviour, Normalises, inferred
+from bncheck.subjects.layer import UNKNOWN, Behaviour, Normalises, inferred
+from bncheck.wording import escaped, short
 
 
 def layer(name: str, momentum: float = 0.1, low: float = 0.0) -> LayerSummary:

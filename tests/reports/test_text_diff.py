@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from bncheck.comparing import compare
-from bncheck.findings import Report, Run, Severity
+from bncheck.commands.diff import compare
+from bncheck.findings.report import Report, Run
+from bncheck.findings.rule import Severity
 from bncheck.reports import Format, Style, write
-from bncheck.reports.text_diff import alike, headline
-from bncheck.subjects import Checkpoint, stored
+from bncheck.reports.text.diff import alike, headline
+from bncheck.subjects.checkpoint import Checkpoint
+from bncheck.subjects.layer import stored
 from tests.rules.layers import fresh, layer
 from tests.rules.pairs import MOVED, NEARLY, TRAINED, file
 

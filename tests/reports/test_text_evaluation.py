@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from inline_snapshot import snapshot
 
-from bncheck.diagnosis import diagnose_evaluation
-from bncheck.evaluations import Agreement, Cause, CauseKind, Evaluation
-from bncheck.findings import Run, Severity
+from bncheck.findings.report import Run
+from bncheck.findings.rule import Severity
+from bncheck.judgement.diagnosis import diagnose_evaluation
 from bncheck.reports import Format, Style, write
-from bncheck.reports.text_evaluation import intervals, percent
+from bncheck.reports.text.evaluation import intervals, percent
 from bncheck.rules import DRIFT_RULES, REPEAT_RULES
+from bncheck.subjects.evaluation import Agreement, Cause, CauseKind, Evaluation
 from tests.rules.evaluations import evaluated, evaluation, fitted, repeated, shift
 from tests.rules.layers import layer
 

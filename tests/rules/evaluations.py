@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from bncheck.comparisons import Shift
-from bncheck.evaluation.shifts import InputMoments, fit_of
-from bncheck.evaluations import EvaluatedLayer, Evaluation, Repeat
-from bncheck.findings import CannotTell, Evidence, Rule
-from bncheck.subjects import BatchNormLayer
+from bncheck.evaluation.probes.fit import InputMoments, fit_of
+from bncheck.findings.rule import CannotTell, Evidence, Rule
+from bncheck.subjects.evaluation import EvaluatedLayer, Evaluation, Repeat
+from bncheck.subjects.layer import BatchNormLayer
+from bncheck.subjects.shift import Shift
 from tests.rules.layers import CHANNELS, array, layer
 
 

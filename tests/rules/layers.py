@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from bncheck.findings import CannotTell, Evidence, Rule
-from bncheck.subjects import BatchNormLayer, Checkpoint, GlobalReference, Group, inferred, stored
+from bncheck.findings.rule import CannotTell, Evidence, Rule
+from bncheck.subjects.checkpoint import Checkpoint, GlobalReference, Group
+from bncheck.subjects.layer import BatchNormLayer, inferred, stored
 
 CHANNELS = 4
 
@@ -43,7 +44,7 @@ def layer(name: str = "bn", **fields: Any) -> BatchNormLayer:
 
 def of_state_dict(name: str = "bn", **fields: Any) -> BatchNormLayer:
     """A trained layer of a state_dict, which holds no eps, momentum or mode."""
-    from bncheck.subjects import UNKNOWN
+    from bncheck.subjects.layer import UNKNOWN
 
     unknown = {"eps": UNKNOWN, "momentum": UNKNOWN, "training": UNKNOWN}
     known = {"kind": inferred("BatchNorm2d"), "affine": inferred(True), "track_running_stats": inferred(True)}

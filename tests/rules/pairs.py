@@ -4,10 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from bncheck.comparisons import CheckpointPair
-from bncheck.findings import CannotTell, Evidence, Rule
-from bncheck.pairing import pair_of
-from bncheck.subjects import BatchNormLayer, Checkpoint, Group, Tensor
+from bncheck.findings.rule import CannotTell, Evidence, Rule
+from bncheck.pairing.groups import pair_of
+from bncheck.subjects.checkpoint import Checkpoint, Group, Tensor
+from bncheck.subjects.layer import BatchNormLayer
+from bncheck.subjects.pair import CheckpointPair
 
 MOVED = {"running_mean": [0.6, 0.3, 0.9, 0.4], "running_var": [0.9, 2.5, 3.0, 2.0]}
 NEARLY = {"running_mean": [0.11, -0.2, 0.31, 0.01], "running_var": [0.5, 1.5, 2.0, 1.0]}

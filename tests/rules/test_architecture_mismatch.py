@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from bncheck.evaluation.live import live_group
-from bncheck.evaluation.models import architecture
-from bncheck.findings import Evidence
+from bncheck.evaluation.models.architecture import architecture
+from bncheck.evaluation.models.live import live_group
+from bncheck.findings.rule import Evidence
 from bncheck.rules.architecture_mismatch import RULE
-from bncheck.subjects import Checkpoint
+from bncheck.subjects.checkpoint import Checkpoint
 from tests.rules.layers import checkpoint, layer
 
 NETWORKS = """

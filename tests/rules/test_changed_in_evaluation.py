@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from bncheck.evaluations import Evaluation
 from bncheck.rules.changed_in_evaluation import RULE
-from bncheck.subjects import StatisticsUse, stored
+from bncheck.subjects.evaluation import Evaluation
+from bncheck.subjects.layer import StatisticsUse, stored
 from tests.rules.evaluations import answers, evaluated, evaluation, left_open, message, said, shift
 from tests.rules.layers import layer
 

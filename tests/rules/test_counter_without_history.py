@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from bncheck.evaluation.live import live_group
-from bncheck.findings import Evidence
+from bncheck.evaluation.models.live import live_group
+from bncheck.findings.rule import Evidence
 from bncheck.rules.counter_without_history import RULE
-from bncheck.subjects import BatchNormLayer, Checkpoint, StatisticsUse, stored
+from bncheck.subjects.checkpoint import Checkpoint
+from bncheck.subjects.layer import BatchNormLayer, StatisticsUse, stored
 from tests.rules.layers import answers, fresh, layer, of_state_dict, said
 
 DEAD = 5.6e-45  # where a channel without variance stays in float32 with momentum 0.1

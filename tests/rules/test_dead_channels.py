@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from bncheck.evaluation.live import live_group
+from bncheck.evaluation.models.live import live_group
 from bncheck.rules.dead_channels import RULE
-from bncheck.subjects import UNKNOWN, BatchNormLayer, Checkpoint, stored
+from bncheck.subjects.checkpoint import Checkpoint
+from bncheck.subjects.layer import UNKNOWN, BatchNormLayer, stored
 from tests.rules.layers import answers, layer, of_state_dict, said
 
 QUIET = {

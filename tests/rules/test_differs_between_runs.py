@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bncheck.evaluations import Cause, CauseKind, Evaluation
 from bncheck.rules.differs_between_runs import RULE
+from bncheck.subjects.evaluation import Cause, CauseKind, Evaluation
 from tests.rules.evaluations import answers, evaluated, evaluation, left_open, message, repeated, said
 
 NAN = float("nan")

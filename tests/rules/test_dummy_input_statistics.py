@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from bncheck.diagnosis import diagnose
-from bncheck.evaluation.live import live_group
+from bncheck.evaluation.models.live import live_group
+from bncheck.judgement.diagnosis import diagnose
 from bncheck.rules.dead_channels import RULE as DEAD_CHANNELS
 from bncheck.rules.dummy_input_statistics import RULE
 from bncheck.rules.under_converged_statistics import RULE as UNDER_CONVERGED_STATISTICS
-from bncheck.subjects import BatchNormLayer, Checkpoint, StatisticsUse, stored
+from bncheck.subjects.checkpoint import Checkpoint
+from bncheck.subjects.layer import BatchNormLayer, StatisticsUse, stored
 from tests.rules.layers import answers, checkpoint, fresh, layer, of_state_dict, said
 
 DUMMY = {"running_mean": 0, "running_var": 0.81, "num_batches_tracked": 2}

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from bncheck.rules.extreme_gain import RULE
-from bncheck.subjects import BatchNormLayer, Checkpoint, stored
+from bncheck.subjects.checkpoint import Checkpoint
+from bncheck.subjects.layer import BatchNormLayer, stored
 from tests.rules.layers import answers, layer, of_state_dict, said
 
 QUIET = {

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import bncheck
-from bncheck.comparisons import CheckpointPair
 from bncheck.rules.frozen_but_drifting import RULE
+from bncheck.subjects.pair import CheckpointPair
 from tests.rules.layers import array, fresh, layer
 from tests.rules.pairs import MOVED, NEARLY, TRAINED, file, messages, paired, reasons, said
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import bncheck
-from bncheck.comparisons import CheckpointPair
 from bncheck.rules.impossible_lineage import RULE
-from bncheck.subjects import StatisticsUse, stored
+from bncheck.subjects.layer import StatisticsUse, stored
+from bncheck.subjects.pair import CheckpointPair
 from tests.rules.layers import layer, of_state_dict
 from tests.rules.pairs import MOVED, TRAINED, file, messages, paired, said
 

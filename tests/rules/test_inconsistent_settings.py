@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from bncheck.evaluation.live import live_group
-from bncheck.findings import CannotTell, Evidence
+from bncheck.evaluation.models.live import live_group
+from bncheck.findings.rule import CannotTell, Evidence
 from bncheck.rules.inconsistent_settings import RULE
-from bncheck.subjects import UNKNOWN, BatchNormLayer, StatisticsUse, stored
+from bncheck.subjects.layer import UNKNOWN, BatchNormLayer, StatisticsUse, stored
 from tests.rules.layers import answers, layer, of_state_dict, said
 
 # A network as MobileNetV3 has it, with variances for which 1e-3 instead of 1e-5 matters.

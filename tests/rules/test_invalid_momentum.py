@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from bncheck.evaluation.live import live_group
-from bncheck.findings import CannotTell, Evidence
+from bncheck.evaluation.models.live import live_group
+from bncheck.findings.rule import CannotTell, Evidence
 from bncheck.rules.invalid_momentum import RULE
-from bncheck.subjects import BatchNormLayer, StatisticsUse, stored
+from bncheck.subjects.layer import BatchNormLayer, StatisticsUse, stored
 from tests.rules.layers import answers, fresh, layer, of_state_dict, said
 
 NAN, INF = float("nan"), float("inf")

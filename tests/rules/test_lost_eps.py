@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from bncheck.evaluation.live import live_group
-from bncheck.findings import CannotTell, Evidence
+from bncheck.evaluation.models.live import live_group
+from bncheck.findings.rule import CannotTell, Evidence
 from bncheck.rules.lost_eps import RULE
-from bncheck.subjects import UNKNOWN, BatchNormLayer, StatisticsUse, stored
+from bncheck.subjects.layer import UNKNOWN, BatchNormLayer, StatisticsUse, stored
 from tests.rules.layers import answers, layer, of_state_dict, said
 
 NAN, INF = float("nan"), float("inf")

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from bncheck.diagnosis import diagnose
+from bncheck.judgement.diagnosis import diagnose
 from bncheck.rules import RULES
 from bncheck.rules.low_precision_statistics import RULE, SPACING
-from bncheck.subjects import BatchNormLayer, Checkpoint, StatisticsUse, stored
+from bncheck.subjects.checkpoint import Checkpoint
+from bncheck.subjects.layer import BatchNormLayer, StatisticsUse, stored
 from tests.rules.layers import checkpoint, layer, of_state_dict
 
 TRAINING = {"optimizer_steps": 1000}

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from bncheck.diagnosis import diagnose
-from bncheck.evaluation.live import live_group
-from bncheck.findings import CannotTell, Evidence
-from bncheck.matching import blocks
+from bncheck.evaluation.models.live import live_group
+from bncheck.findings.rule import CannotTell, Evidence
+from bncheck.judgement.diagnosis import diagnose
+from bncheck.pairing.names import blocks
 from bncheck.rules.mixed_modes import RULE
 from bncheck.rules.saved_in_train_mode import RULE as SAVED_IN_TRAIN_MODE
-from bncheck.subjects import UNKNOWN, BatchNormLayer, Checkpoint, Group, StatisticsUse, stored
+from bncheck.subjects.checkpoint import Checkpoint, Group
+from bncheck.subjects.layer import UNKNOWN, BatchNormLayer, StatisticsUse, stored
 from tests.rules.layers import answers, layer, of_state_dict, said
 
 TRAIN = {"training": stored(True)}

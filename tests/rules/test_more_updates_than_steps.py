@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from bncheck.findings import Evidence
+from bncheck.findings.rule import Evidence
 from bncheck.rules.more_updates_than_steps import RULE
-from bncheck.subjects import Checkpoint, Group, StatisticsUse
+from bncheck.subjects.checkpoint import Checkpoint, Group
+from bncheck.subjects.layer import StatisticsUse
 from tests.rules.layers import layer
 
 

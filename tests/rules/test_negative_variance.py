@@ -3,7 +3,7 @@
 import pytest
 
 from bncheck.rules.negative_variance import RULE
-from bncheck.subjects import BatchNormLayer, stored
+from bncheck.subjects.layer import BatchNormLayer, stored
 from tests.rules.layers import answers, layer, of_state_dict, said
 
 QUIET = {

@@ -2,9 +2,9 @@
 
 import pytest
 
-from bncheck.findings import Evidence
+from bncheck.findings.rule import Evidence
 from bncheck.rules.never_updated_statistics import RULE
-from bncheck.subjects import BatchNormLayer, StatisticsUse, stored
+from bncheck.subjects.layer import BatchNormLayer, StatisticsUse, stored
 from tests.rules.layers import answers, fresh, layer, of_state_dict, said
 
 TRAINED_PARAMETERS = {"weight": [0.3, 1.2, 0.8, 1.1], "bias": [0.1, 0.2, -0.3, 0.0]}

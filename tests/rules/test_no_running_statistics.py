@@ -2,9 +2,9 @@
 
 import pytest
 
-from bncheck.findings import CannotTell
+from bncheck.findings.rule import CannotTell
 from bncheck.rules.no_running_statistics import RULE
-from bncheck.subjects import BatchNormLayer, StatisticsUse, inferred, stored
+from bncheck.subjects.layer import BatchNormLayer, StatisticsUse, inferred, stored
 from tests.rules.layers import answers, layer, said
 
 NONE = {"running_mean": None, "running_var": None, "num_batches_tracked": None, "dtype": None}

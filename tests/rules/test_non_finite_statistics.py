@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from bncheck.findings import Evidence
+from bncheck.findings.rule import Evidence
 from bncheck.rules.non_finite_statistics import RULE
 from tests.rules.layers import answers, layer, of_state_dict
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bncheck.evaluations import Evaluation
 from bncheck.rules.output_not_finite import RULE
+from bncheck.subjects.evaluation import Evaluation
 from tests.rules.evaluations import answers, evaluated, evaluation, left_open, message, repeated, said
 
 QUIET: dict[str, Evaluation] = {

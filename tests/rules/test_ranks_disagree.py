@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bncheck.comparisons import CheckpointPair
 from bncheck.rules.ranks_disagree import RULE
+from bncheck.subjects.pair import CheckpointPair
 from tests.rules.layers import layer
 from tests.rules.pairs import MOVED, NEARLY, TRAINED, file, messages, paired, said
 

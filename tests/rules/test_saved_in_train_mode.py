@@ -2,9 +2,9 @@
 
 import pytest
 
-from bncheck.findings import CannotTell, Evidence
+from bncheck.findings.rule import CannotTell, Evidence
 from bncheck.rules.saved_in_train_mode import RULE
-from bncheck.subjects import BatchNormLayer, StatisticsUse, stored
+from bncheck.subjects.layer import BatchNormLayer, StatisticsUse, stored
 from tests.rules.layers import answers, fresh, layer, of_state_dict, said
 
 TRAINING = {"training": stored(True)}

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import bncheck
-from bncheck.comparisons import CheckpointPair
-from bncheck.findings import CannotTell
+from bncheck.findings.rule import CannotTell
 from bncheck.rules.settings_changed import RULE
-from bncheck.subjects import UNKNOWN, StatisticsUse, stored
+from bncheck.subjects.layer import UNKNOWN, StatisticsUse, stored
+from bncheck.subjects.pair import CheckpointPair
 from tests.rules.layers import layer, of_state_dict
 from tests.rules.pairs import MOVED, TRAINED, answers, file, messages, paired, reasons, said
 

@@ -16,15 +16,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 import bncheck
 from bncheck.checkpoints import read_checkpoint
-from bncheck.checkpoints.source import FileSource
-from bncheck.comparisons import CheckpointPair
-from bncheck.diagnosis import diagnose, diagnose_pair
-from bncheck.findings import Evidence, Severity
-from bncheck.matching import compare, parameter_change
-from bncheck.pairing import pair_of
+from bncheck.checkpoints.sources.local import FileSource
+from bncheck.findings.rule import Evidence, Severity
+from bncheck.judgement.diagnosis import diagnose, diagnose_pair
+from bncheck.pairing.groups import pair_of
+from bncheck.pairing.names import compare, parameter_change
 from bncheck.rules import DIFF_RULES, RULES
 from bncheck.rules.stale_averaged_statistics import RULE
-from bncheck.subjects import BatchNormLayer, Checkpoint, Group, StatisticsUse, Tensor
+from bncheck.subjects.checkpoint import Checkpoint, Group, Tensor
+from bncheck.subjects.layer import BatchNormLayer, StatisticsUse
+from bncheck.subjects.pair import CheckpointPair
 from tests.rules.layers import fresh, layer
 
 

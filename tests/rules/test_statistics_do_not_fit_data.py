@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bncheck.evaluations import Agreement, EvaluatedLayer, Evaluation
 from bncheck.rules.statistics_do_not_fit_data import RULE
-from bncheck.subjects import stored
+from bncheck.subjects.evaluation import Agreement, EvaluatedLayer, Evaluation
+from bncheck.subjects.layer import stored
 from tests.rules.evaluations import answers, evaluated, evaluation, fitted, left_open, message, said
 
 NAN = float("nan")

@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from bncheck.checkpoints import read_checkpoint
-from bncheck.checkpoints.source import FileSource
-from bncheck.findings import CannotTell, Evidence
+from bncheck.checkpoints.sources.local import FileSource
+from bncheck.findings.rule import CannotTell, Evidence
 from bncheck.rules.statistics_do_not_fit_weights import FIX, NO_GRAPH, NO_PAIR, RULE, mean_of_output
-from bncheck.subjects import BatchNormLayer, Checkpoint, Connection, Group, StatisticsUse
+from bncheck.subjects.checkpoint import Checkpoint, Connection, Group
+from bncheck.subjects.layer import BatchNormLayer, StatisticsUse
 from tests.checkpoints.test_connections import FORMATS, Network, joined
 from tests.rules.layers import fresh, layer
 

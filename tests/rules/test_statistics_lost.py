@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import bncheck
-from bncheck.comparisons import CheckpointPair
 from bncheck.rules.statistics_lost import RULE
-from bncheck.subjects import StatisticsUse
+from bncheck.subjects.layer import StatisticsUse
+from bncheck.subjects.pair import CheckpointPair
 from tests.rules.layers import fresh, layer
 from tests.rules.pairs import MOVED, TRAINED, file, messages, paired, said, tensor
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from bncheck.findings import CannotTell, Evidence
+from bncheck.findings.rule import CannotTell, Evidence
 from bncheck.rules.swapped_momentum import RULE
-from bncheck.subjects import UNKNOWN, BatchNormLayer, StatisticsUse, stored
+from bncheck.subjects.layer import UNKNOWN, BatchNormLayer, StatisticsUse, stored
 from tests.rules.layers import answers, layer, of_state_dict, said
 
 QUIET: dict[str, BatchNormLayer] = {

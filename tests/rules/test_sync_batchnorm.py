@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from bncheck.evaluation.live import live_group
+from bncheck.evaluation.models.live import live_group
 from bncheck.rules.sync_batchnorm import RULE
-from bncheck.subjects import BatchNormLayer, inferred, stored
+from bncheck.subjects.layer import BatchNormLayer, inferred, stored
 from tests.rules.layers import answers, layer, of_state_dict, said
 
 QUIET: dict[str, BatchNormLayer] = {

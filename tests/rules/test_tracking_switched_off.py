@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from bncheck.evaluation.live import live_group
-from bncheck.findings import Evidence
+from bncheck.evaluation.models.live import live_group
+from bncheck.findings.rule import Evidence
 from bncheck.rules.tracking_switched_off import RULE
-from bncheck.subjects import BatchNormLayer, StatisticsUse, inferred, stored
+from bncheck.subjects.layer import BatchNormLayer, StatisticsUse, inferred, stored
 from tests.rules.layers import answers, layer, of_state_dict, said
 
 OFF = {"track_running_stats": stored(False)}

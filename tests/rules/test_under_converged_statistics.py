@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from bncheck.evaluation.live import live_group
-from bncheck.findings import CannotTell, Evidence
+from bncheck.evaluation.models.live import live_group
+from bncheck.findings.rule import CannotTell, Evidence
 from bncheck.rules.under_converged_statistics import RULE
-from bncheck.subjects import UNKNOWN, BatchNormLayer, Checkpoint, StatisticsUse, stored
-from tests.real_checkpoints import fetch
+from bncheck.subjects.checkpoint import Checkpoint
+from bncheck.subjects.layer import UNKNOWN, BatchNormLayer, StatisticsUse, stored
 from tests.rules.layers import answers, checkpoint, fresh, layer, of_state_dict, said
+from tools.real_checkpoints import fetch
 
 SMALL = np.array([0.01, 0.05, 0.2, 0.3])  # variances of data
 

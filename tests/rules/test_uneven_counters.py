@@ -9,11 +9,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from bncheck.evaluation.live import live_group
-from bncheck.findings import Evidence
-from bncheck.matching import blocks
+from bncheck.evaluation.models.live import live_group
+from bncheck.findings.rule import Evidence
+from bncheck.pairing.names import blocks
 from bncheck.rules.uneven_counters import RULE
-from bncheck.subjects import BatchNormLayer, Checkpoint, Group, StatisticsUse
+from bncheck.subjects.checkpoint import Checkpoint, Group
+from bncheck.subjects.layer import BatchNormLayer, StatisticsUse
 from tests.rules.layers import answers, fresh, layer, of_state_dict, said
 
 

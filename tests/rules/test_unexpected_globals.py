@@ -3,7 +3,7 @@
 import pytest
 
 from bncheck.rules.unexpected_globals import RULE, judge
-from bncheck.subjects import GlobalReference
+from bncheck.subjects.checkpoint import GlobalReference
 from tests.rules.layers import checkpoint
 
 QUIET = [

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from bncheck.evaluation.live import live_group
-from bncheck.findings import CannotTell, Evidence
+from bncheck.evaluation.models.live import live_group
+from bncheck.findings.rule import CannotTell, Evidence
 from bncheck.rules.unusable_buffers import RULE
-from bncheck.subjects import BatchNormLayer, Checkpoint, StatisticsUse, inferred, stored
+from bncheck.subjects.checkpoint import Checkpoint
+from bncheck.subjects.layer import BatchNormLayer, StatisticsUse, inferred, stored
 from tests.rules.layers import answers, layer, of_state_dict, said
 
 Read = Callable[[Path], Checkpoint]

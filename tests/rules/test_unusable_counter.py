@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bncheck.findings import Evidence
+from bncheck.findings.rule import Evidence
 from bncheck.rules.unusable_counter import RULE
-from bncheck.subjects import BatchNormLayer, Checkpoint, StatisticsUse
+from bncheck.subjects.checkpoint import Checkpoint
+from bncheck.subjects.layer import BatchNormLayer, StatisticsUse
 from tests.rules.layers import answers, of_state_dict, said
 
 Read = Callable[[Path], Checkpoint]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from bncheck.evaluation.live import live_group
+from bncheck.evaluation.models.live import live_group
 from bncheck.rules.zero_scale import RULE
-from bncheck.subjects import BatchNormLayer
+from bncheck.subjects.layer import BatchNormLayer
 from tests.rules.layers import answers, fresh, layer, of_state_dict, said
 
 ZERO = {"weight": 0, "bias": 0}

@@ -1,0 +1,1 @@
+"""How bytes hold values: pickles, zip archives, protocol buffers, numbers; and how much of them is looked at."""

@@ -1,0 +1,364 @@
+"""`bncheck recalibrate`: gives the BatchNorm layers of a checkpoint other statistics, in a new file.
+
+The statistics are those of another checkpoint, or are estimated on data. The latter alone runs the model and imports
+torch; writing runs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bncheck.checkpoints import find_checkpoints, read_checkpoint
+from bncheck.checkpoints.contents.state_dicts import COUNTER
+from bncheck.checkpoints.rewriting.file import check_target, write_checkpoint
+from bncheck.checkpoints.rewriting.plan import NewStatistics, choose_group, key_of, plan_rewrite, read_writable
+from bncheck.checkpoints.sources.local import FileSource
+from bncheck.errors import UsageError
+from bncheck.findings.measurements import agreement
+from bncheck.findings.measurements import shift as shift_numbers
+from bncheck.judgement import verdicts
+from bncheck.judgement.diagnosis import diagnose, diagnose_evaluation
+from bncheck.judgement.selection import chosen, fits
+from bncheck.pairing.names import layer_pairs
+from bncheck.rules import DRIFT_RULES, INSPECT_RULES
+from bncheck.wording import count, few
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from bncheck.evaluation.models.runnable import Runnable
+    from bncheck.evaluation.probes.recalibrate import Recalibration, RecalibrationOptions
+    from bncheck.findings.report import Report
+    from bncheck.findings.rule import Rule, Severity
+    from bncheck.subjects.checkpoint import Checkpoint, Group
+    from bncheck.subjects.evaluation import Evaluation
+    from bncheck.subjects.layer import BatchNormLayer
+
+    Numbers = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class RepairOptions:
+    """What becomes of the file, and who judges it."""
+
+    output: Path | None  # None: nothing is written
+    force: bool = False
+    group: str | None = None
+    layers: tuple[str, ...] = ()  # globs; none stands for all layers
+    fail_on: Severity | None = None
+    select: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        return chosen((*INSPECT_RULES, *DRIFT_RULES), self.select, self.ignore)
+
+
+def single_file(path: Path) -> Path:
+    """The one checkpoint that a path, a folder or a pattern names."""
+    found = find_checkpoints(str(path))
+    if len(found) > 1:
+        raise UsageError(f"{path} holds {count(len(found), 'checkpoint')}: {few(found)}", "Give one of them.")
+    return found[0]
+
+
+# -- from another checkpoint
+
+
+def copy_statistics(path: Path, other: Path, options: RepairOptions) -> Report:
+    """Writes a copy of a checkpoint that has the statistics of another one, and nothing else of it.
+
+    Layers are matched by name, a prefix that all have in one of the two files aside.
+
+    Raises:
+        BncheckError: a file cannot be read, the layers do not match, or the copy cannot be written.
+    """
+    path, other = single_file(path), single_file(other)
+    rules = options.rules
+    if options.output:
+        check_target(options.output, [path, other], force=options.force)
+    with FileSource(path) as source, FileSource(other) as other_source:
+        checkpoint = read_writable(source)
+        group = choose_group(checkpoint, options.group)
+        giving = choose_group(
+            read_checkpoint(other_source), options.group if is_in(options.group, other_source) else None
+        )
+        chosen_layers = layers_named(group, options.layers, path)
+        statistics = {
+            layer.name: statistics_of(pair, other) for layer, pair in matched(chosen_layers, giving, group, other)
+        }
+        plan = plan_rewrite(source, group.name, statistics)
+        numbers: Numbers = {
+            "source": str(path),
+            "target": str(options.output) if options.output else None,
+            "method": "copied",
+            "from": str(other),
+            "layers": changes(group, statistics),
+            "kept": {},
+        }
+        if options.output:
+            target = write_checkpoint(plan, options.output, [path, other], force=options.force)
+            report = inspected(target, options, rules)
+        else:
+            report = diagnose(with_statistics(checkpoint, group, statistics), options.fail_on, rules)
+    return finished(report, None, numbers, counter_notes(plan.without_counter), options)
+
+
+def is_in(glob: str | None, source: FileSource) -> bool:
+    return glob is not None and any(fits(group.name, (glob,)) for group in read_checkpoint(source).groups)
+
+
+def layers_named(group: Group, globs: tuple[str, ...], path: Path) -> tuple[BatchNormLayer, ...]:
+    """The layers with statistics that the globs name."""
+    held = tuple(
+        layer
+        for layer in group.layers
+        if fits(layer.name, globs) and layer.running_mean is not None and layer.running_var is not None
+    )
+    if not held:
+        wanted = f" that --layer {' '.join(globs)} names" if globs else ""
+        raise UsageError(f"{path} has no BatchNorm layer with statistics{wanted}", "bncheck inspect shows its layers.")
+    return held
+
+
+def matched(
+    layers: tuple[BatchNormLayer, ...], giving: Group, group: Group, other: Path
+) -> list[tuple[BatchNormLayer, BatchNormLayer]]:
+    """Each layer with the one of the other checkpoint that has its name, or has it behind a prefix.
+
+    A prefix must hold for all layers with statistics, since that of a few could be found in a wrong place.
+    """
+    by_name = {layer.name: layer for layer in giving.layers}
+    if all(layer.name in by_name for layer in layers):
+        return [(layer, by_name[layer.name]) for layer in layers]
+    held = tuple(layer for layer in group.layers if layer.running_mean is not None)
+    pairs = [
+        pair
+        for pair in layer_pairs(giving, replace(group, layers=held))
+        if any(pair.second is layer for layer in layers)
+    ]
+    if not pairs:
+        raise UsageError(
+            f"{other} does not have the layers {few([layer.name for layer in layers])}",
+            "Both must be of the same network; --layer restricts what is copied.",
+        )
+    return [(pair.second, pair.first) for pair in pairs]
+
+
+def statistics_of(layer: BatchNormLayer, other: Path) -> NewStatistics:
+    """The statistics to copy, from a layer that has them."""
+    import numpy as np
+
+    mean, variance, counter = layer.running_mean, layer.running_var, layer.num_batches_tracked
+    if mean is None or variance is None:
+        raise UsageError(f"{other} has no statistics for {layer.name}", "--layer restricts what is copied.")
+    if not (np.isfinite(mean).all() and np.isfinite(variance).all() and (variance >= 0).all()):
+        raise UsageError(f"{other} has unusable statistics for {layer.name}", "bncheck inspect shows what is wrong.")
+    whole = counter is not None and counter == int(counter)
+    return NewStatistics(mean, variance, int(counter) if whole and counter is not None else None)
+
+
+# -- from data
+
+
+def recalibrate_file(
+    path: Path,
+    given: Mapping[str, Any],
+    options: RepairOptions,
+    estimation: RecalibrationOptions,
+    progress: Callable[[int], None] = lambda samples: None,
+) -> Report:
+    """Writes a copy of a checkpoint whose statistics are those of data, and measures both.
+
+    Args:
+        path: the checkpoint.
+        given: the options of the command line that name the model and the data, by name.
+        options: what becomes of the file.
+        estimation: how the statistics are estimated.
+        progress: told the number of samples of each batch that is done.
+
+    Raises:
+        BncheckError: the model, the data or the file fail.
+    """
+    path = single_file(path)
+    rules = options.rules
+    if options.output:
+        check_target(options.output, [path], force=options.force)
+    with FileSource(path) as source:
+        checkpoint = read_writable(source)
+        group = choose_group(checkpoint, options.group)
+        from bncheck.evaluation.models.architecture import importable
+        from bncheck.evaluation.probes.drift import drift
+        from bncheck.evaluation.probes.recalibrate import chosen_layers, names_in_file, recalibrate
+        from bncheck.evaluation.session import load_model, opened
+
+        runnable, data = opened(path, given)
+        names = names_in_file(runnable, group)
+        asked, _ = chosen_layers(runnable, estimation)
+        rehearse(source, group, [names[name] for name in asked])
+        with importable(given["python_path"] or ()):
+            before = drift(runnable, data, progress=progress)
+            found = recalibrate(runnable, data, estimation, progress)
+            statistics = {names[name]: new for name, new in found.statistics.items()}
+            plan = plan_rewrite(source, group.name, statistics)
+            if options.output:
+                target = write_checkpoint(plan, options.output, [path], force=options.force)
+                report = inspected(target, options, rules)
+                after = drift(load_model(target, given), data, progress=progress)
+            else:
+                report = diagnose(with_statistics(checkpoint, group, statistics), options.fail_on, rules)
+                after = rehearsed(runnable, found, lambda copy: drift(copy, data, progress=progress))
+    numbers = numbers_of(found, estimation, before, after)
+    numbers |= {
+        "source": str(path),
+        "target": str(options.output) if options.output else None,
+        "layers": changes(group, statistics),
+        "kept": {names.get(name, name): reason for name, reason in found.kept.items()},
+    }
+    judged = diagnose_evaluation(after, options.fail_on, rules)
+    notes = (*found.notes, *counter_notes(plan.without_counter), *before.notes)
+    return finished(report, judged, numbers, notes, options)
+
+
+def rehearse(source: FileSource, group: Group, names: list[str]) -> None:
+    """Raises what writing to the layers would raise, before a long run and not after it."""
+    import numpy as np
+
+    by_name = {layer.name: layer for layer in group.layers}
+    held = {name: by_name[name].running_mean for name in names if name in by_name}
+    blank = {
+        name: NewStatistics(np.zeros(mean.size), np.zeros(mean.size), 0)
+        for name, mean in held.items()
+        if mean is not None
+    }
+    plan_rewrite(source, group.name, blank)
+
+
+def rehearsed(runnable: Runnable, found: Recalibration, measure: Callable[[Runnable], Evaluation]) -> Evaluation:
+    """What is measured of the live model with the new statistics in it; it is given back as it came."""
+    from bncheck.evaluation.models.live import live_group
+    from bncheck.evaluation.probes.recalibrate import apply
+    from bncheck.evaluation.restoring import restored
+
+    with restored(runnable.module):
+        apply(runnable.layers, found.statistics)
+        return measure(replace(runnable, described=live_group(runnable.module).layers))
+
+
+def numbers_of(
+    found: Recalibration, estimation: RecalibrationOptions, before: Evaluation, after: Evaluation
+) -> Numbers:
+    """What was measured. `before` and `after` compare a model's own statistics with those of the data."""
+    return {
+        "method": estimation.method.value,
+        "variance": estimation.variance.value,
+        "from": None,
+        "images": found.samples,
+        "batches": found.batches,
+        "passes": found.passes,
+        "device": after.device,
+        "artefact": after.artefact,
+        "data": dict(after.data),
+        "before": agreement(before.fit) if before.fit else {},
+        "after": agreement(after.fit) if after.fit else {},
+    }
+
+
+def recalibrate_module(
+    runnable: Runnable, data: Any, options: RepairOptions, estimation: RecalibrationOptions
+) -> Report:
+    """Gives a live model the statistics of data, and measures it before and after; what fails leaves it as it was.
+
+    Raises:
+        BncheckError: the model or the data fail.
+    """
+    from bncheck.evaluation.models.live import live_checkpoint, live_group
+    from bncheck.evaluation.probes.drift import drift
+    from bncheck.evaluation.probes.recalibrate import apply, recalibrate
+
+    checkpoint = live_checkpoint(runnable.module)
+    before = drift(runnable, data)
+    found = recalibrate(runnable, data, estimation)
+    after = rehearsed(runnable, found, lambda copy: drift(copy, data))
+    numbers = numbers_of(found, estimation, before, after)
+    numbers |= {
+        "source": checkpoint.source,
+        "target": checkpoint.source,
+        "layers": changes(checkpoint.groups[0], found.statistics),
+        "kept": dict(found.kept),
+    }
+    apply(runnable.layers, found.statistics)
+    live = replace(checkpoint, groups=(live_group(runnable.module),))
+    report = diagnose(live, options.fail_on, options.rules)
+    return finished(report, diagnose_evaluation(after, options.fail_on, options.rules), numbers, found.notes, options)
+
+
+# -- the report
+
+
+def inspected(target: Path, options: RepairOptions, rules: tuple[Rule, ...]) -> Report:
+    """The report on the file that was written."""
+    with FileSource(target) as source:
+        return diagnose(read_checkpoint(source), options.fail_on, rules)
+
+
+def with_statistics(checkpoint: Checkpoint, group: Group, statistics: Mapping[str, NewStatistics]) -> Checkpoint:
+    """The checkpoint as it would be with other statistics."""
+
+    def changed(layer: BatchNormLayer) -> BatchNormLayer:
+        new = statistics.get(layer.name)
+        if new is None:
+            return layer
+        counts = new.counter is not None and key_of(layer, COUNTER) in group.tensors
+        return replace(
+            layer,
+            running_mean=layer.running_mean if new.mean is None else new.mean,
+            running_var=layer.running_var if new.variance is None else new.variance,
+            num_batches_tracked=new.counter if counts else layer.num_batches_tracked,
+        )
+
+    groups = tuple(
+        replace(held, layers=tuple(map(changed, held.layers))) if held.name == group.name else held
+        for held in checkpoint.groups
+    )
+    return replace(checkpoint, groups=groups)
+
+
+def changes(group: Group, statistics: Mapping[str, NewStatistics]) -> dict[str, Numbers]:
+    """How far the statistics of each layer go, in standard deviations of what it had, and what its counter becomes."""
+    from bncheck.subjects.shift import shift
+
+    found: dict[str, Numbers] = {}
+    for layer in group.layers:
+        new = statistics.get(layer.name)
+        if new is None or new.mean is None or new.variance is None:
+            continue
+        found[layer.name] = {
+            **shift_numbers(shift(new.mean, new.variance, layer)),
+            "num_batches_tracked": {"before": layer.num_batches_tracked, "after": new.counter},
+        }
+    return found
+
+
+def counter_notes(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    return (f"no {COUNTER} is kept for {few(names)}, so that none was written",)
+
+
+def finished(
+    report: Report, judged: Report | None, numbers: Numbers, notes: tuple[str, ...], options: RepairOptions
+) -> Report:
+    """The report on the new statistics: of the file, of the model that ran with them, and of what was done."""
+    findings = (*report.findings, *(judged.findings if judged else ()))
+    return replace(
+        report,
+        verdict=verdicts.verdict(findings, bool(report.layers), options.fail_on),
+        findings=findings,
+        undecided=(*report.undecided, *(judged.undecided if judged else ())),
+        rules=tuple(dict.fromkeys((*report.rules, *(judged.rules if judged else ())))),
+        measurements={"recalibration": numbers},
+        notes=tuple(dict.fromkeys((*report.notes, *notes))),
+    )

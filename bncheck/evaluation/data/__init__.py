@@ -1,0 +1,1 @@
+"""Batches from images, arrays, or a callable of the user's."""

@@ -1,0 +1,293 @@
+"""Batches from a folder of images, decoded ahead by threads, in a fixed order.
+
+What Pillow and torchvision's ImageFolder do by default is done here: transparency is dropped, not blended; an
+animation is its first frame; the orientation in EXIF is not applied. 16 bits of gray keep their precision, 16 bits
+of color are read as 8.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bncheck.errors import UnreadableError, UsageError
+from bncheck.evaluation.data.batches import Batch, Data
+from bncheck.evaluation.data.preprocessing import find_preprocessing
+from bncheck.wording import count, quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from bncheck.evaluation.data.batches import DataOptions
+    from bncheck.evaluation.data.preprocessing import Preprocessing
+
+SUFFIXES = {
+    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+}  # fmt: skip
+# What Pillow may take a file for, whatever its name. Not EPS: Pillow starts Ghostscript on it.
+FORMATS = ("JPEG", "MPO", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "JPEG2000", "AVIF")
+# Folders of this name hold parts of a data set, not classes.
+SPLITS = {"train", "training", "val", "valid", "validation", "eval", "dev", "test", "testing"}
+# Written by macOS into archives; the files in it are named like the images.
+JUNK = "__MACOSX"
+# 65535 / 255: brings 16-bit pixels to the range of 8-bit ones.
+WIDE_STEP = np.float32(257)
+BROKEN_HINT = "Replace or remove it, or leave out what cannot be read with --skip-unreadable."
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One image file, and the index of its class or None."""
+
+    path: str
+    name: str
+    label: int | None
+
+
+def open_images(root: Path, names: Sequence[str], options: DataOptions) -> Data:
+    """The images of a folder, or one image.
+
+    Args:
+        root: the folder.
+        names: the images in it, as `find_files` gives them.
+        options: how they are read.
+    """
+    options.refuse(("input_keys",), "images", "An image is the model's only input.")
+    preprocessing = find_preprocessing(options)
+    classes = class_names(names)
+    skipped: list[str] = []
+    description = {
+        "kind": "images",
+        "path": str(root),
+        "files": len(names),
+        "layout": "NHWC" if options.channels_last else "NCHW",
+        **preprocessing.describe(),
+    }
+    names = spread_first(names, options.limit)
+    start = partial(read_batches, root, names, classes, preprocessing, options, skipped)
+    samples = len(names) if options.limit is None else min(len(names), options.limit)
+    return Data(start, description, samples, classes, skipped)
+
+
+def find_files(root: Path, suffixes: Iterable[str]) -> list[str]:
+    """Names below a folder, with slashes, of files with these suffixes: the same order on every system.
+
+    Hidden files and folders are left out. Links are followed, into each folder once.
+    """
+    wanted = set(suffixes)
+    seen: set[str] = set()
+    found: list[tuple[str, ...]] = []
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != JUNK)
+        parts = Path(folder).relative_to(root).parts
+        found += [
+            (*parts, name) for name in files if not name.startswith(".") and os.path.splitext(name)[1].lower() in wanted
+        ]
+    return ["/".join(parts) for parts in sorted(found)]
+
+
+def spread_first(names: Sequence[str], limit: int | None) -> Sequence[str]:
+    """The names with evenly spread ones first, as many as are read: the first of a folder are often of one class."""
+    if limit is None or limit >= len(names):
+        return names
+    chosen = [names[place * len(names) // limit] for place in range(limit)]
+    taken = set(chosen)
+    return [*chosen, *(name for name in names if name not in taken)]
+
+
+def class_names(names: Sequence[str]) -> tuple[str, ...] | None:
+    """The sorted sub-folders, as torchvision's ImageFolder has them; None where they are no classes.
+
+    They are none if an image lies outside of them, if there is only one, or if they are parts such as train and test.
+    """
+    tops = {name.partition("/")[0] if "/" in name else "" for name in names}
+    if "" in tops or len(tops) < 2 or {top.lower() for top in tops} <= SPLITS:
+        return None
+    return tuple(sorted(tops))
+
+
+# -- reading
+
+
+def read_batches(
+    root: Path,
+    names: Sequence[str],
+    classes: tuple[str, ...] | None,
+    preprocessing: Preprocessing,
+    options: DataOptions,
+    skipped: list[str],
+) -> Generator[Batch, None, None]:
+    """One pass: batches of shape (N, C, H, W), or (N, H, W, C), float32, with labels where there are classes."""
+    indices = {name: index for index, name in enumerate(classes or ())}
+    pictures = (Picture(str(root / name), name, indices.get(name.partition("/")[0])) for name in names)
+    decode = partial(read_image, preprocessing=preprocessing, channels_last=options.channels_last)
+    left = options.limit if options.limit is not None else len(names)
+    first: tuple[str, tuple[int, ...]] | None = None
+    held: list[NDArray[np.float32]] = []
+    labels: list[int] = []
+    # Read ahead by a batch, so that the next is ready when the model is done with this one; and never by more.
+    ahead = min(options.batch_size + options.workers, left)
+    for picture, decoded in in_order(decode, pictures, options.workers, ahead):
+        try:
+            pixels = decoded()
+        except UnreadableError:
+            if not options.skip_unreadable:
+                raise
+            if picture.name not in skipped:
+                skipped.append(picture.name)
+            continue
+        first = first or (picture.name, pixels.shape)
+        if pixels.shape != first[1]:
+            raise different_sizes(first, (picture.name, pixels.shape), options.channels_last)
+        held.append(pixels)
+        if picture.label is not None:
+            labels.append(picture.label)
+        left -= 1
+        if len(held) == options.batch_size or not left:
+            yield batch_of(held, labels)
+            held, labels = [], []
+        if not left:
+            return
+    if held:
+        yield batch_of(held, labels)
+    elif first is None:
+        raise UnreadableError(
+            f"{root} holds {count(len(names), 'image')}, of which none can be read",
+            "Open one of them to see why, or name another folder.",
+        )
+
+
+def in_order(
+    decode: Callable[[Picture], NDArray[np.float32]], pictures: Iterable[Picture], workers: int, ahead: int
+) -> Iterator[tuple[Picture, Callable[[], NDArray[np.float32]]]]:
+    """Each picture with a function that gives its pixels or raises; at most `ahead` are decoded early."""
+    if not workers:
+        for picture in pictures:
+            yield picture, partial(decode, picture)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="bncheck-images")
+    waiting: deque[tuple[Picture, Future[NDArray[np.float32]]]] = deque()
+    try:
+        for picture in pictures:
+            waiting.append((picture, pool.submit(decode, picture)))
+            if len(waiting) >= ahead:
+                first, future = waiting.popleft()
+                yield first, future.result
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result
+    finally:  # after an exception, Ctrl-C or an early end too
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def batch_of(held: list[NDArray[np.float32]], labels: list[int]) -> Batch:
+    inputs = torch.from_numpy(np.stack(held))
+    return Batch(inputs, torch.tensor(labels) if labels else None, len(held))
+
+
+def different_sizes(
+    one: tuple[str, tuple[int, ...]], other: tuple[str, tuple[int, ...]], channels_last: bool
+) -> UsageError:
+    place = 0 if channels_last else 1
+    sizes = [f"{quoted(name)} has {shape[place]}x{shape[place + 1]}" for name, shape in (one, other)]
+    return UsageError(
+        f"images of different sizes: {sizes[0]} and {sizes[1]} pixels (height x width)",
+        "Give --resize N --size HxW to cut out the center, or --size HxW alone to stretch them.",
+    )
+
+
+# -- one image
+
+
+@cache
+def known_formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def read_image(picture: Picture, preprocessing: Preprocessing, channels_last: bool) -> NDArray[np.float32]:
+    """The image as the model sees it: (C, H, W), or (H, W, C), contiguous.
+
+    Raises:
+        UnreadableError: the file is no image, is damaged, or has pixels whose range nobody knows.
+    """
+    try:
+        with Image.open(picture.path, formats=known_formats()) as opened:
+            most = Image.MAX_IMAGE_PIXELS
+            if most is not None and opened.width * opened.height > most:
+                raise too_many_pixels(picture.name, most)
+            image = in_color(opened, preprocessing.grayscale)
+        return normalise(cut(image, preprocessing), preprocessing, channels_last)
+    except UnreadableError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise too_many_pixels(picture.name, Image.MAX_IMAGE_PIXELS or 0) from error
+    except Exception as error:  # Pillow's decoders raise errors of all kinds on damaged files
+        said = "" if "cannot identify image file" in str(error) else f": {error or type(error).__name__}"
+        raise UnreadableError(f"image {quoted(picture.name)} cannot be read{said}", BROKEN_HINT) from error
+
+
+def too_many_pixels(name: str, most: int) -> UnreadableError:
+    return UnreadableError(
+        f"image {quoted(name)} says that it has more than {most:,} pixels, which may be an attack on memory",
+        "Make it smaller, or remove it, or leave out what cannot be read with --skip-unreadable.",
+    )
+
+
+def in_color(image: Image.Image, grayscale: bool) -> Image.Image:
+    """The image in RGB or gray, 8 bits; a gray image of 16 bits as floating numbers from 0 to 255 (mode F)."""
+    wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    if wide:
+        return Image.fromarray(np.asarray(image).astype(np.float32) / WIDE_STEP)
+    if image.mode in ("I", "F"):
+        raise ValueError("it has pixels of 32 bits, whose range is not known; save it with 8 or 16, or as an array")
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")  # a palette may hold transparency, which only this conversion understands
+    return image.convert("L" if grayscale else "RGB")
+
+
+def cut(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """The image resized and cut, with torchvision's rounding."""
+    resize = preprocessing.resize
+    if isinstance(resize, int):
+        short, long = sorted(image.size)
+        longer = int(resize * long / short)
+        resize = (longer, resize) if image.width <= image.height else (resize, longer)
+    if resize is not None and (resize[1], resize[0]) != image.size:
+        image = image.resize((resize[1], resize[0]), Image.Resampling[preprocessing.interpolation.upper()])
+    if preprocessing.crop is not None:
+        height, width = preprocessing.crop
+        left, top = margin(image.width, width), margin(image.height, height)
+        image = image.crop((left, top, left + width, top + height))
+    return image
+
+
+def margin(length: int, wanted: int) -> int:
+    """Where the middle part begins; negative where black is added before it."""
+    return round((length - wanted) / 2) if length >= wanted else -((wanted - length) // 2)
+
+
+def normalise(image: Image.Image, preprocessing: Preprocessing, channels_last: bool) -> NDArray[np.float32]:
+    pixels: Any = np.asarray(image, dtype=np.float32)
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[:, :, None], preprocessing.channels, axis=2)
+    pixels = pixels / np.float32(preprocessing.divisor)
+    pixels -= np.array(preprocessing.mean, np.float32)
+    pixels /= np.array(preprocessing.std, np.float32)
+    return np.ascontiguousarray(pixels if channels_last else pixels.transpose(2, 0, 1))

@@ -1,0 +1,1 @@
+"""A model that can be run, from a checkpoint or the code that the user named."""

@@ -1,0 +1,115 @@
+"""Loads the weights of a file into a model, through bncheck's own readers: nothing of the file is run."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import torch
+
+from bncheck.checkpoints.contents.state_dicts import BESIDE_WRAPPER, COUNTER, prefix_stripper
+from bncheck.checkpoints.encodings.limits import largest_tensor, tensors_up_to
+from bncheck.errors import ModelError
+from bncheck.evaluation.models.architecture import foreign_code
+from bncheck.pairing.names import common_prefix, modules_of
+from bncheck.wording import few
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from bncheck.subjects.checkpoint import Group, Tensor
+
+EXTRA_STATE = "_extra_state"  # what modules save beside their tensors; objects, which are not read
+HINT = "Name the architecture that the file was saved from, with the same --model-arg; all its weights must be there."
+
+
+def load_weights(module: torch.nn.Module, group: Group, source: str) -> list[str]:
+    """Loads a state dict strictly and returns what is worth knowing. The mode of the module is not touched.
+
+    Names are compared without the prefixes of wrappers, and without one that all names of the file have before those
+    of the model, or the other way round. Only these may be missing: counters of BatchNorm layers, which old files do
+    not have, and names of a tensor that is loaded under another one.
+
+    Raises:
+        ModelError: names or shapes differ, or a tensor holds no numbers.
+    """
+    current = module.state_dict(keep_vars=True)
+    own = {name: value for name, value in current.items() if isinstance(value, torch.Tensor)}
+    keys, notes = matched(group.tensors, own)
+    without_numbers = [name for name, tensor in group.tensors.items() if tensor.read is None and keys[name] in own]
+    if without_numbers:
+        raise ModelError(
+            f"{source} holds no numbers for {few(without_numbers)}",
+            "Lazy, quantised and sparse tensors cannot be loaded: save the weights of the model that runs.",
+        )
+    values = OrderedDict((keys[name], value_of(tensor, own.get(keys[name]))) for name, tensor in group.tensors.items())
+    # Readers do not keep the versions of other modules than BatchNorm. Some refuse to be loaded without theirs.
+    values._metadata = getattr(current, "_metadata", {})  # type: ignore[attr-defined]
+    said = f"{source} does not fit the model"
+    try:
+        # Whether shapes fit is for the modules to say: some change theirs while they load.
+        with foreign_code(said, HINT):
+            missing, unexpected = module.load_state_dict(values, strict=False)
+    except ModelError:
+        misfits = [misfit(name, tensor, own[keys[name]]) for name, tensor in group.tensors.items() if keys[name] in own]
+        misfits = [told for told in misfits if told]
+        if not misfits:
+            raise
+        raise ModelError(f"{said}: {few(misfits, 1)}", HINT) from None
+    loaded = {id(own[key]) for key in values if key in own}
+    missing = [key for key in missing if last(key) not in (COUNTER, EXTRA_STATE) and id(own.get(key)) not in loaded]
+    beside = {name for name, _ in module.named_buffers()} | BESIDE_WRAPPER  # buffers that are not saved
+    unexpected = [key for key in unexpected if last(key) not in (COUNTER, EXTRA_STATE) and key not in beside]
+    if missing or unexpected:
+        absent = f"it has no {few(missing)}" if missing else ""
+        surplus = f"the model has no {few(unexpected)}" if unexpected else ""
+        raise ModelError(f"{said}: {' and '.join(filter(None, (absent, surplus)))}", HINT)
+    if any(last(key) == COUNTER and key not in values for key in own):
+        notes.append(f"{source} does not have {COUNTER} for all layers; where it is missing it stays as it was built")
+    return notes
+
+
+def last(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def matched(names: Iterable[str], own: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """The key of the model for each name of the file, and what had to be changed for that."""
+    strip = prefix_stripper(own)
+    key_of = {strip(key): key for key in own}
+    shift, cut = common_prefix(modules_of(names), modules_of(key_of))
+    notes = []
+    if shift:
+        notes.append(f"the weights of the model were found below {shift!r} in the file")
+    if cut:
+        notes.append(f"the weights of the file belong below {cut!r} of the model")
+
+    def key(name: str) -> str:
+        shifted = cut + name.removeprefix(shift) if name.startswith(shift) else name
+        return key_of.get(shifted, shifted)
+
+    return {name: key(name) for name in names}, notes
+
+
+def differs(tensor: Tensor, own: torch.Tensor) -> bool:
+    lazy = torch.nn.parameter.is_lazy(own)
+    return not lazy and tensor.shape != tuple(own.shape) and not tensor.size == own.numel() == 1
+
+
+def misfit(name: str, tensor: Tensor, own: torch.Tensor) -> str | None:
+    if not differs(tensor, own):
+        return None
+    return f"{name} is {tensor.shape} in the file and {tuple(own.shape)} in the model"
+
+
+def value_of(tensor: Tensor, own: torch.Tensor | None) -> torch.Tensor:
+    """The numbers of a tensor of the file. 16- and 8-bit floats come as float32, which holds them exactly.
+
+    One that the model has no place for need not be read: without numbers, torch can still say what does not fit.
+    """
+    fits = own is not None and not differs(tensor, own)
+    if tensor.read is None or (not fits and tensor.size > largest_tensor()):
+        return torch.empty(tensor.shape, device="meta")
+    with tensors_up_to(tensor.size):
+        values = tensor.read()
+    return torch.from_numpy(values.reshape(tensor.shape).copy())

@@ -1,0 +1,1 @@
+"""The passes over the data: each answers one question about a model."""

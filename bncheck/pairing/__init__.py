@@ -1,0 +1,1 @@
+"""Brings two networks together by name, and says what differs."""

@@ -1,0 +1,210 @@
+"""The part of the text report that is about a model that ran: what was measured, in words and bars."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from bncheck.reports.text.page import MAX_ROWS, Page
+from bncheck.wording import count, escaped, few, short
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bncheck.findings.report import Report
+
+    Numbers = Mapping[str, Any]
+
+BAR_WIDTH, LEAST_BAR_WIDTH = 20, 8
+ARTEFACTS = {
+    "state_dict": "state_dict",
+    "module": "pickled module",
+    "torchscript": "TorchScript",
+    "exported": "exported program",
+}
+TRAIN_MODE = "cost of train mode"  # the name of the probe
+# What the first line says of a finding; the gravest first.
+HEADLINES = {
+    "changed-in-evaluation": "evaluation rewrites the statistics of {layers}",
+    "output-not-finite": "the output is NaN or infinite",
+    "depends-on-batch": "results depend on the batch",
+    "differs-between-runs": "results differ from run to run",
+    "statistics-do-not-fit-data": "the statistics of {layers} do not fit the data",
+}
+
+
+def headline(report: Report) -> str:
+    """The verdict in words: the gravest finding, or what is certain without one."""
+    for rule, words in HEADLINES.items():
+        layers = [finding for finding in report.findings if finding.rule == rule and finding.severity.value != "note"]
+        if layers:
+            named = [finding for finding in layers if finding.layer is not None]
+            shown = f"{len(named):,} of {count(len(report.layers), 'BatchNorm layer')}" if named else "the model"
+            return words.format(layers=shown)
+    if not report.layers:
+        return "no BatchNorm layer"
+    open_rules = {open_.rule for open_ in report.undecided}
+    decided = {
+        "changed-in-evaluation": "evaluation moves no statistics",
+        "statistics-do-not-fit-data": "they fit the data",
+        "differs-between-runs": "runs agree",
+        "depends-on-batch": "batches do not matter",
+    }
+    certain = [words for rule, words in decided.items() if rule in report.rules and rule not in open_rules]
+    return ", ".join(certain) or "nothing found, and not all decided"
+
+
+def write_body(page: Page, report: Report) -> None:
+    """What was measured; of which findings are made follows after it."""
+    numbers = report.measurements
+    page.line()
+    page.pair("ran", f"{ran(numbers)}")
+    if "repeat" in numbers:
+        for label, value in repeat_lines(numbers["repeat"]):  # type: ignore[arg-type]
+            page.pair(label, escaped(value))
+        return
+    for label, value in drift_lines(numbers):
+        page.pair(label, escaped(value))
+    table(page, numbers["layers"])  # type: ignore[arg-type]
+
+
+def ran(numbers: Numbers) -> str:
+    artefact = ARTEFACTS.get(numbers["artefact"], numbers["artefact"])
+    batches = f"{numbers['batches']:,} batch{'es' * (numbers['batches'] != 1)}"
+    passes = f"{numbers['passes']:,} pass{'es' * (numbers['passes'] != 1)}"
+    return (
+        f"{artefact} on {numbers['device']}: {count(numbers['images'], 'sample')} in {batches}, {passes} over the data"
+    )
+
+
+def drift_lines(numbers: Numbers) -> list[tuple[str, str]]:
+    layers: Mapping[str, Numbers] = numbers["layers"]
+    lines = []
+    if numbers["watched"]:
+        moved = [name for name, layer in layers.items() if layer["moved"]]
+        modes = [name for name, layer in layers.items() if layer["training"]]
+        text = f"{len(moved):,} of {count(len(layers), 'layer')} ({numbers['watched']})"
+        if modes:
+            everywhere = "all" if len(modes) == len(layers) else few(modes)
+            text += f"; in train mode: {everywhere}"
+        lines.append(("moved in evaluation", text))
+    never = [name for name, layer in layers.items() if layer["called"] == 0]
+    if never:
+        lines.append(("never called", few(never)))
+    cost = numbers["train_mode"]
+    if "output_change" in cost:
+        lines.append(("a pass in train mode", f"{consequence(cost)}{intervals(cost['by_batches'])}"))
+    elif TRAIN_MODE in numbers["not_measured"]:
+        lines.append(("a pass in train mode", f"not measured: {numbers['not_measured'][TRAIN_MODE]}"))
+    if numbers["fit"]:
+        lines.append(("data's statistics", f"{consequence(numbers['fit'])} if they replace the stored ones"))
+    return lines
+
+
+def consequence(agreement: Numbers) -> str:
+    """`would change 44 % of the predictions (accuracy 97.5 % before, 55.0 % after)`."""
+    changed = agreement["predictions_changed"]
+    if changed is None:
+        return f"would change the output by {agreement['output_change']:.2g} of its size"
+    text = f"would change {percent(changed)} of the predictions"
+    if agreement["accuracy_before"] is not None:
+        text += f" (accuracy {agreement['accuracy_before']:.1%} before, {agreement['accuracy_after']:.1%} after)"
+    return text
+
+
+def percent(share: float) -> str:
+    return f"{share:.1%}" if 0 < share < 0.1 else f"{share:.0%}"
+
+
+# The share of changed predictions of which the report says when it is reached.
+NOTABLE = 0.1
+
+
+def intervals(by_batches: Mapping[str, float]) -> str:
+    """`; 10 % between 4 and 8 batches`: the first doubling at which the share is reached."""
+    previous = 0
+    for batches, share in by_batches.items():
+        if share >= NOTABLE:
+            return f"; {NOTABLE:.0%} " + (f"between {previous} and {batches} batches" if previous else "after 1 batch")
+        previous = int(batches)
+    return ""
+
+
+def repeat_lines(repeat: Numbers) -> list[tuple[str, str]]:
+    identical = {True: "the same both times", False: "differ", None: "not compared"}[repeat["identical_inputs"]]
+    lines = [("inputs", identical)]
+    if repeat["same_batches_max_difference"] is not None:
+        difference = repeat["same_batches_max_difference"]
+        text = "equal bit for bit" if not difference else f"differ by up to {short(difference)} of the largest output"
+        if repeat["predictions_changed"]:
+            text += f", {repeat['predictions_changed']:,} predictions change"
+        lines.append((f"{repeat['runs']} runs", text))
+    if repeat["other_company_max_difference"] is not None:
+        within = repeat["other_company_max_difference"] <= repeat["other_company_tolerance"]
+        lines.append(
+            (
+                "in other batches",
+                f"{short(repeat['other_company_max_difference'])} of the largest output in "
+                f"{repeat['other_company_dtype']}, {'within' if within else 'beyond'} rounding "
+                f"({short(repeat['other_company_tolerance'])})",
+            )
+        )
+    for number, metrics in enumerate(repeat["metrics"], 1):
+        if metrics:
+            told = ", ".join(f"{name} {value:.6g}" for name, value in metrics.items())
+            lines.append((f"evaluation {number}", told))
+    return lines
+
+
+COLUMNS = (("as_shipped", "moved"), ("train_mode", "train mode"), ("fit", "data"))
+
+
+def table(page: Page, layers: Mapping[str, Numbers]) -> None:
+    """The layers by damage: how far the mean moved, and a bar for the largest of the columns."""
+    damage = {name: worst(layer) for name, layer in layers.items()}
+    known = {name: value for name, value in damage.items() if value is not None}
+    if not known:
+        return
+    by_damage = sorted(known, key=lambda name: -known[name])
+    shown = by_damage if page.style.verbose else by_damage[:MAX_ROWS]
+    highest = max(min(value, 1e6) for value in known.values())
+    columns = [(part, title) for part, title in COLUMNS if any(layers[name][part] for name in shown)]
+    header = [title for _, title in columns]
+    rows = [[median(layers[name][part]) for part, _ in columns] for name in shown]
+    widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
+    names = [escaped(name) or "(the module itself)" for name in shown]
+    name_width = max(map(cell_len, [*names, "layer"]))
+    room = page.console.width - 2 - sum(width + 2 for width in widths)
+    bar_width = min(BAR_WIDTH, max(room - name_width - 2, LEAST_BAR_WIDTH))
+    if room < cell_len("layer") + 2 + bar_width:
+        bar_width = -2  # no bars, and no gap before them
+    name_width = max(min(name_width, room - bar_width - 2), cell_len("layer"))
+    page.line()
+    page.row("layer", name_width, header, widths, Text(), "dim")
+    for name, label, row in zip(shown, names, rows, strict=True):
+        length = round(max(bar_width, 0) * min(known[name], 1e6) / highest) if highest else 0
+        bar = ("#" if page.plain_characters else "█") * length
+        page.row(label, name_width, row, widths, Text(bar, "red"))
+    if len(shown) < len(by_damage):
+        page.line((f"({len(by_damage) - len(shown):,} more with --verbose)", "dim"), indent=2)
+    legend = "(shift of the mean in standard deviations, or of their logarithm if that is more; median of the channels)"
+    page.line((legend, "dim"), indent=2)
+
+
+def worst(layer: Numbers) -> float | None:
+    values = [value for part, _ in COLUMNS if (value := farther(layer[part])) is not None]
+    return max(values) if values else None
+
+
+def farther(shift: Numbers) -> float | None:
+    """The median over the channels of the shift of the mean, or of the spread if that moved more."""
+    if not shift or not shift["mean_shift"]:
+        return None
+    return float(max(shift["mean_shift"]["median"], shift["variance_shift"]["median"]))
+
+
+def median(shift: Numbers) -> str:
+    value = farther(shift)
+    return "-" if value is None else short(value, 2)

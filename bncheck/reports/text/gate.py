@@ -1,0 +1,55 @@
+"""The parts of the text report that the gate adds: what was checked and what not, what is lived with, the last word."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from bncheck.findings.report import Verdict
+from bncheck.reports.text.page import Page, found_in_layers
+from bncheck.wording import count, escaped
+
+if TYPE_CHECKING:
+    from bncheck.findings.report import Report, Run
+
+WORDS = {Verdict.PASSED: "PASSED", Verdict.FAILED: "FAILED", Verdict.UNDECIDED: "INCONCLUSIVE"}
+
+
+def write_body(page: Page, report: Report) -> None:
+    """What was run, and what was not and why."""
+    page.line()
+    page.pair("checked", ", ".join(check.name for check in report.checks if check.done))
+    reasons: defaultdict[str, list[str]] = defaultdict(list)
+    for check in report.checks:
+        if not check.done:
+            reasons[check.reason].append(check.name)
+    for reason, names in reasons.items():
+        page.pair("not checked", escaped(f"{', '.join(names)}: {reason}"))
+
+
+def headline(report: Report) -> str:
+    """`2 errors`, `no findings, 3 suppressed`."""
+    said = found_in_layers(report)
+    return f"{said}, {len(report.suppressed):,} suppressed" if report.suppressed else said
+
+
+def write_end(page: Page, run: Run) -> None:
+    """Remarks on the policy, and the verdict of the whole gate: the last line of the report."""
+    if not page.style.quiet:
+        page.line()
+        for remark in run.remarks:
+            page.line(escaped(remark), indent=7, first=Text("  note ", style="dim"))
+    verdicts = Counter(report.verdict for report in run.reports if not report.error)
+    unread = sum(1 for report in run.reports if report.error)
+    parts = [f"{verdicts[verdict]:,} {WORDS[verdict].lower()}" for verdict in Verdict if verdicts[verdict]]
+    if unread:
+        parts.append(f"{unread:,} without a verdict")
+    word, color = {
+        0: ("PASSED", "bold green"),
+        1: ("FAILED", "bold red"),
+        2: ("NO VERDICT", "bold red"),
+        3: ("INCONCLUSIVE", "bold yellow"),
+    }[run.exit_code]
+    page.line((f"{word}: ", color), f"{count(len(run.reports), 'checkpoint')}, {', '.join(parts)}")

@@ -1,0 +1,32 @@
+"""A single report as a string: what `print(report)` shows."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from bncheck.reports import Style
+from bncheck.reports.text.page import Page
+
+if TYPE_CHECKING:
+    from bncheck.findings.report import Report
+
+
+def as_text(report: Report) -> str:
+    """The text report without colors, as wide as the terminal."""
+    out = io.StringIO()
+    page = Page(out, Style())
+    # A string has no colors, whatever FORCE_COLOR says; and in a notebook rich would show the text by itself and
+    # leave the string empty.
+    page.console = Console(
+        file=out,
+        color_system=None,
+        force_jupyter=False,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    page.report(report)
+    return out.getvalue().rstrip("\n")

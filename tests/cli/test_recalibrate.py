@@ -1,0 +1,284 @@
+"""`bncheck recalibrate` as a user meets it: a new file, a report on it, and the input as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from typer.testing import CliRunner, Result
+
+import bncheck as library
+from bncheck.cli import app
+from bncheck.errors import BncheckError
+from bncheck.findings.report import Verdict
+from sample_checkpoints import make, training
+from sample_checkpoints.network import LAYERS, DigitNet
+
+SAMPLES = Path(make.__file__).parent
+MODEL = ("--model", SAMPLES / "network.py:DigitNet")
+DATA = ("--data", SAMPLES / "digits", "--grayscale", "--mean", "0.5", "--std", "0.5", "--device", "cpu")
+RESET = SAMPLES / "reset-statistics.pt"
+MEASURED = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@pytest.fixture
+def recalibrate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Runs the command in this process, 80 columns wide."""
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: object) -> Result:
+        return CliRunner().invoke(app, ["recalibrate", *map(str, arguments)])
+
+    return run
+
+
+def accuracy(path: Path) -> float:
+    state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    network = DigitNet()
+    network.load_state_dict(state)
+    return training.accuracy(network.eval(), training.read_digits(SAMPLES / "digits"))
+
+
+def recalibration(result: Result) -> Any:
+    return json.loads(result.stdout)["reports"][0]["measurements"]["recalibration"]
+
+
+@pytest.mark.parametrize("method", ["train", "sequential"])
+def test_a_network_without_its_statistics_reads_the_digits_again(
+    method: str, tmp_path: Path, recalibrate: Callable[..., Result]
+) -> None:
+    before = RESET.read_bytes()
+    new = tmp_path / "new.pt"
+    result = recalibrate(RESET, *MODEL, *DATA, "--output", new, "--method", method, "--format", "json")
+    assert result.exit_code == 0, result.output
+    assert before == RESET.read_bytes()
+    assert accuracy(RESET) < 0.5
+    assert accuracy(new) > accuracy(SAMPLES / "healthy.pt") - 0.005
+    numbers = recalibration(result)
+    assert numbers["before"]["accuracy_before"] == pytest.approx(accuracy(RESET))
+    assert numbers["after"]["accuracy_before"] == pytest.approx(accuracy(new))
+    assert numbers["before"]["predictions_changed"] > 0.5
+    assert numbers["after"]["predictions_changed"] < 0.01
+    assert sorted(LAYERS) == sorted(numbers["layers"])
+    assert numbers["layers"]["stem.1"]["num_batches_tracked"] == {"before": 0, "after": 12}
+    assert (method, "within-batch", 360, 12) == tuple(
+        numbers[key] for key in ("method", "variance", "images", "batches")
+    )
+
+
+def test_the_report_says_what_was_written_and_what_it_does(tmp_path: Path, recalibrate: Callable[..., Result]) -> None:
+    new = tmp_path / "new.pt"
+    result = recalibrate(RESET, *MODEL, *DATA, "--output", new, "--width", 200)
+    assert f"PASSED {new}: has the statistics of the data in 5 BatchNorm layers\n" in result.stdout
+    assert "within-batch, what running_var follows in training\n" in result.stdout
+    assert "  before                accuracy " in result.stdout
+    assert "  after                 accuracy " in result.stdout
+    assert "0% of the predictions differ from those with the data's statistics" in result.stdout
+    assert "0 -> 12" in result.stdout
+
+
+def test_a_dry_run_measures_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recalibrate: Callable[..., Result]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = recalibrate(RESET, *MODEL, *DATA, "--dry-run", "--format", "json")
+    assert result.exit_code == 0, result.output
+    assert os.listdir(tmp_path) == []
+    numbers = recalibration(result)
+    assert numbers["target"] is None
+    assert numbers["after"]["accuracy_before"] > 0.97
+    shown = recalibrate(RESET, *MODEL, *DATA, "--dry-run")
+    assert "none: this was a dry run" in shown.stdout
+
+
+def test_a_pickled_module_is_run_only_if_trusted_and_stays_what_it_was(
+    tmp_path: Path, recalibrate: Callable[..., Result]
+) -> None:
+    module = make.reset(torch.load(SAMPLES / "healthy_module.pt", weights_only=False))
+    torch.save(module, tmp_path / "a.pt")
+    refused = recalibrate(tmp_path / "a.pt", *DATA, "--output", tmp_path / "b.pt")
+    assert refused.exit_code == 2
+    assert "--trust-pickle" in refused.stderr
+    result = recalibrate(tmp_path / "a.pt", *DATA, "--output", tmp_path / "b.pt", "--trust-pickle")
+    assert result.exit_code == 0, result.output
+    made = torch.load(tmp_path / "b.pt", weights_only=False)
+    assert training.accuracy(made, training.read_digits(SAMPLES / "digits")) > 0.97
+    for key, value in made.state_dict().items():
+        assert (key.rpartition(".")[2] in MEASURED) != torch.equal(value, module.state_dict()[key]), key
+
+
+def test_layers_that_a_module_holds_in_eval_mode_are_kept_and_said(
+    tmp_path: Path, recalibrate: Callable[..., Result]
+) -> None:
+    module = torch.load(SAMPLES / "healthy_module.pt", weights_only=False).train()
+    module.stem.eval()
+    torch.save(module, tmp_path / "a.pt")
+    common = (tmp_path / "a.pt", *DATA, "--trust-pickle", "--dry-run", "--format", "json", "--fail-on", "never")
+    kept = recalibration(recalibrate(*common))
+    assert list(kept["kept"]) == ["stem.1"]
+    assert "stem.1" not in kept["layers"]
+    assert "stem.1" in recalibration(recalibrate(*common, "--no-keep-frozen"))["layers"]
+
+
+def test_only_the_named_layers_change(tmp_path: Path, recalibrate: Callable[..., Result]) -> None:
+    new = tmp_path / "new.pt"
+    recalibrate(RESET, *MODEL, *DATA, "--output", new, "--layer", "block.*")
+    before, after = torch.load(RESET), torch.load(new)
+    changed = {key.rpartition(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert {"block.bn1", "block.bn2"} == changed
+
+
+def test_weights_below_a_prefix_are_written_below_it(tmp_path: Path, recalibrate: Callable[..., Result]) -> None:
+    state = {f"backbone.{key}": value for key, value in torch.load(RESET).items()}
+    torch.save({"epoch": 3, "state_dict": state}, tmp_path / "a.pt")
+    result = recalibrate(tmp_path / "a.pt", *MODEL, *DATA, "--output", tmp_path / "b.pt", "--format", "json")
+    assert result.exit_code == 0, result.output
+    assert "backbone.stem.1" in recalibration(result)["layers"]
+    assert int(torch.load(tmp_path / "b.pt")["state_dict"]["backbone.stem.1.num_batches_tracked"]) == 12
+
+
+# -- from another checkpoint
+
+
+def test_statistics_are_copied_from_another_checkpoint_and_nothing_else(
+    tmp_path: Path, recalibrate: Callable[..., Result]
+) -> None:
+    state = torch.load(SAMPLES / "healthy.pt")
+    other = {f"module.{key}": value + 1 if "weight" in key else value for key, value in state.items()}
+    torch.save(other, tmp_path / "other.pt")
+    new = tmp_path / "new.pt"
+    result = recalibrate(RESET, "--from", tmp_path / "other.pt", "--output", new, "--format", "json")
+    assert result.exit_code == 0, result.output
+    assert all(torch.equal(state[key], value) for key, value in torch.load(new).items())
+    assert recalibration(result)["method"] == "copied"
+
+
+def test_the_copy_of_a_half_precision_file_stays_in_half_precision(
+    tmp_path: Path, recalibrate: Callable[..., Result]
+) -> None:
+    torch.save(DigitNet().half().state_dict(), tmp_path / "half.pt")
+    result = recalibrate(
+        tmp_path / "half.pt", "--from", SAMPLES / "healthy.safetensors", "--output", tmp_path / "new.pt",
+        "--layer", "stem.*", "--fail-on", "never",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    expected = torch.load(SAMPLES / "healthy.pt")["stem.1.running_var"].half()
+    assert torch.equal(expected, torch.load(tmp_path / "new.pt")["stem.1.running_var"])
+
+
+def test_copying_neither_runs_the_file_nor_imports_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom bncheck.cli import app\n"
+        "try:\n    app(sys.argv[1:])\n"
+        "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules, 'sample_checkpoints' in sys.modules)"
+    )
+    arguments = [SAMPLES / "healthy_module.pt", "--from", SAMPLES / "healthy.pt", "--output", tmp_path / "new.pt", "-q"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, "recalibrate", *map(str, arguments)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "0 False False", done.stdout + done.stderr
+    assert (SAMPLES / "healthy_module.pt").read_bytes() == (tmp_path / "new.pt").read_bytes()
+
+
+# -- what is refused, in one sentence with a hint
+
+
+REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
+    "no source": ((RESET, "--dry-run"), "statistics come from --data or from --from"),
+    "two sources": ((RESET, "--from", RESET, *DATA, "--dry-run"), "statistics come from --data or from --from"),
+    "no target": ((RESET, "--from", SAMPLES / "healthy.pt"), "named by --output, or left out by --dry-run"),
+    "the input as target": (
+        (RESET, "--from", SAMPLES / "healthy.pt", "--output", RESET, "--force"),
+        "is or holds the input",
+    ),
+    "the other input as target": (
+        (RESET, "--from", SAMPLES / "healthy.pt", "--output", SAMPLES / "healthy.pt", "--force"),
+        "is or holds the input",
+    ),
+    "broken statistics": (
+        (RESET, "--from", SAMPLES / "non-finite-statistics.pt", "--dry-run"),
+        "has unusable statistics",
+    ),
+    "no such layer": ((RESET, "--from", SAMPLES / "healthy.pt", "--layer", "x", "--dry-run"), "that --layer x names"),
+    "no network": ((RESET, *DATA, "--dry-run"), "a state_dict, which is numbers without a network"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_done_is_an_error(kind: str, recalibrate: Callable[..., Result]) -> None:
+    arguments, said = REFUSED[kind]
+    result = recalibrate(*arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert "\n hint: " in result.stderr
+    assert result.stdout == ""
+
+
+def test_layers_are_not_matched_by_the_end_of_their_name_alone(
+    tmp_path: Path, recalibrate: Callable[..., Result]
+) -> None:
+    other = nn.Sequential(nn.Conv2d(1, 12, 3), nn.BatchNorm2d(12))
+    torch.save(other.state_dict(), tmp_path / "other.pt")
+    result = recalibrate(RESET, "--from", tmp_path / "other.pt", "--layer", "stem.*", "--dry-run")
+    assert result.exit_code == 2
+    assert "does not have the layers stem.1" in result.stderr
+
+
+def test_shared_buffers_are_refused_before_the_model_runs(tmp_path: Path, recalibrate: Callable[..., Result]) -> None:
+    state = dict(torch.load(RESET))
+    state["block.bn1.running_mean"] = state["block.bn2.running_mean"]
+    torch.save(state, tmp_path / "a.pt")
+    result = recalibrate(tmp_path / "a.pt", *MODEL, *DATA, "--output", tmp_path / "b.pt")
+    assert result.exit_code == 2
+    assert "gets different numbers" in result.stderr or "shares its bytes" in result.stderr
+    assert os.listdir(tmp_path) == ["a.pt"]
+
+
+# -- in Python
+
+
+def digits() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    held = training.read_digits(SAMPLES / "digits")
+    return list(zip(held.images.split(60), held.labels.split(60), strict=True))
+
+
+def test_a_live_module_gets_the_statistics_and_is_otherwise_as_it_was() -> None:
+    module = make.reset(torch.load(SAMPLES / "healthy_module.pt", weights_only=False)).train()
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    report = library.recalibrate(module, digits(), fail_on=None)
+    assert module.training
+    for key, value in module.state_dict().items():
+        assert (key.rpartition(".")[2] in MEASURED) != torch.equal(value, before[key]), key
+    numbers: Any = report.measurements["recalibration"]
+    assert numbers["after"]["accuracy_before"] > 0.97
+    assert training.accuracy(module.eval(), training.read_digits(SAMPLES / "digits")) > 0.97
+
+
+def test_a_file_is_recalibrated_on_batches_that_somebody_holds(tmp_path: Path) -> None:
+    module = SAMPLES / "network.py:DigitNet"
+    report = library.recalibrate(RESET, digits, output=tmp_path / "new.pt", model=str(module), method="sequential")
+    assert report.verdict is Verdict.PASSED
+    assert accuracy(tmp_path / "new.pt") > 0.97
+
+
+def test_wrong_arguments_of_the_function_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(BncheckError, match="data or from another"):
+        library.recalibrate(RESET)
+    with pytest.raises(BncheckError, match="read only once"):
+        library.recalibrate(nn.BatchNorm1d(1), iter(digits()))
+    with pytest.raises(BncheckError, match="no file to write"):
+        library.recalibrate(nn.BatchNorm1d(1), digits(), output=tmp_path / "new.pt")
+    with pytest.raises(BncheckError, match="'fast' is not a valid Method"):
+        library.recalibrate(nn.BatchNorm1d(1), digits(), method="fast")
+    with pytest.raises(TypeError, match="'modle'"):
+        library.recalibrate(RESET, digits(), modle="x")
