@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bncheck.evaluation import restoring
 from bncheck.evaluation.models.live import live_group
 from bncheck.evaluation.restoring import (
     Statistics,

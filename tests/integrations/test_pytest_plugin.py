@@ -33,7 +33,7 @@ def project(pytester: pytest.Pytester) -> pytest.Pytester:
 
 def test_it_is_installed_under_its_name() -> None:
     [entry] = [entry for entry in entry_points(group="pytest11") if entry.name == "bncheck"]
-    assert entry.value == "bncheck.pytest_plugin"
+    assert entry.value == "bncheck.integrations.pytest_plugin"
 
 
 def test_a_block_in_train_mode_fails_the_test(project: pytest.Pytester) -> None:
@@ -124,9 +124,9 @@ def run_alone(folder: Path, prelude: str, *arguments: str) -> str:
     return result.stdout.splitlines()[-1]
 
 
-def test_who_does_not_use_it_imports_three_small_files(tmp_path: Path) -> None:
+def test_who_does_not_use_it_imports_a_few_small_files(tmp_path: Path) -> None:
     (tmp_path / "test_nothing.py").write_text("def test_nothing(): pass\n")
-    assert run_alone(tmp_path, "", "-q") == "code 0 ['bncheck', 'bncheck.errors', 'bncheck.pytest_plugin']"
+    assert run_alone(tmp_path, "", "-q") == "code 0 ['bncheck', 'bncheck.errors', 'bncheck.integrations', 'bncheck.integrations.pytest_plugin', 'bncheck.version']"
 
 
 def test_without_torch_pytest_runs_and_the_fixture_says_what_it_takes(tmp_path: Path) -> None:
