@@ -141,7 +141,9 @@ KINDS: dict[str, Any] = {
 def misfit(value: Any, schema: Mapping[str, Any]) -> str | None:
     """What is wrong with a value, by the part of JSON Schema that KEYS uses; None if nothing is."""
     if "anyOf" in schema:
-        complaints = [misfit(value, option) for option in schema["anyOf"]]
+        # Of several forms, the one of its own type says best what is wrong.
+        alike = [option for option in schema["anyOf"] if isinstance(value, KINDS[option["type"]])]
+        complaints = [misfit(value, option) for option in alike or schema["anyOf"]]
         return None if None in complaints else complaints[0]
     if "enum" in schema:
         allowed = schema["enum"]
