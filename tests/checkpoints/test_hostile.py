@@ -26,7 +26,88 @@ from tests.checkpoints.hostile import (
 ROOT = Path(__file__).parents[2]
 # bncheck promises an answer to any file within these. The time is that of the processor, and far above what any
 # file needs: it only tells an answer from none.
-MOST_SECONDS
+MOST_SECONDS = 30.0
+MOST_MEBIBYTES = 300.0
+# One sentence, even if the file has its say in it.
+LONGEST_MESSAGE = 600
+TAKES_LONG = 0.3
+
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(ROOT),
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONUTF8": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+Inspect = Callable[..., Outcome]
+
+
+QUICK = [
+    trick
+    for trick in (*BAD_INPUT, *EXECUTION, *ZIP_FILES, *NAMES)
+    if "mega" not in trick.name and "00,000" not in trick.name
+]
+
+
+def parameter(trick: Trick) -> Any:
+    marks = []
+    if trick.write is hostile.forbidden:
+        marks.append(pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file"))
+    return pytest.param(trick, id=trick.name, marks=marks)
+
+
+@pytest.fixture(scope="module")
+def inspect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inspect]:
+    """Runs `bncheck inspect` on a file in the arena."""
+    place = tmp_path_factory.mktemp("arena")
+    code = "from tests.checkpoints.hostile import serve; serve()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=place, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as arena:
+        assert arena.stdin
+        assert arena.stdout
+
+        def run(path: Path, folder: Path, *arguments: str) -> Outcome:
+            files = {name: str(place / name) for name in ("stdout", "stderr", "forbidden")}
+            order = {"arguments": ["inspect", str(path), *arguments], "folder": str(folder), **files}
+            arena.stdin.write(json.dumps(order).encode() + b"\n")
+            arena.stdin.flush()
+            answer = json.loads(arena.stdout.readline())
+            texts = {name: Path(file).read_text(encoding="utf-8") for name, file in files.items()}
+            return Outcome(
+                code=max(answer["code"], 0),
+                signal=max(-answer["code"], 0),
+                stdout=texts["stdout"],
+                stderr=texts["stderr"],
+                forbidden=texts["forbidden"].splitlines(),
+                seconds=answer["seconds"],
+                mebibytes=answer["mebibytes"],
+            )
+
+        yield run
+        arena.stdin.close()
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """What a folder holds: size, time of the last change and permissions of each file."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        status = path.lstat()
+        found[str(path.relative_to(folder))] = status.st_size, status.st_mtime_ns, status.st_mode
+    return found
+
+
+def refuse(constant: str) -> NoReturn:
+    raise AssertionError(f"{constant} is not JSON")
+
+
+def assert_harmless(outcome: Outcome) -> None:
+    assert outcome.signal == 0, f"ended by signal {outcome.signal} after {outcome.seconds:.1f} s"
+    assert outcome.code in {0, 1, 2, 3}
+    assert outcome.forbidden == []
+    assert outcome.stderr == ""
+    assert outcome.seconds <= MOST_SECONDS
     assert outcome.mebibytes <= MOST_MEBIBYTES
 
 
