@@ -12,7 +12,7 @@ is a layer, the layers of one file, or a whole checkpoint, pair or evaluation.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -67,7 +67,8 @@ def error(says: str = "", **parts: Any) -> Found:
 
 
 Quiet = Mapping[str, Subject]
-Fires = Mapping[str, tuple[Subject, Found | Sequence[Found]]]
+# A text is the whole message where all else is the same in each row.
+Fires = Mapping[str, tuple[Subject, Found | str | Sequence[Found]]]
 # Why it cannot tell; a CannotTell where the layer or the group is compared as well.
 Reason = str | CannotTell
 Undecided = Mapping[str, tuple[Subject, Reason | Sequence[Reason]]]
@@ -137,12 +138,16 @@ def quiet(rule: Rule, table: Quiet) -> Callable[[str], None]:
     return test_quiet
 
 
-def fires(rule: Rule, table: Fires) -> Callable[[str], None]:
-    """The test of a table of subjects and what the rule finds in them."""
+def fires(rule: Rule, table: Fires, each: Found | None = None) -> Callable[[str], None]:
+    """The test of a table of subjects and what the rule finds in them; `each` is what rows of a message share."""
 
     @pytest.mark.parametrize("name", table)
     def test_fires(name: str) -> None:
-        assert_found(rule, *table[name])
+        subject, expected = table[name]
+        if isinstance(expected, str):
+            assert each
+            expected = replace(each, message=expected)
+        assert_found(rule, subject, expected)
 
     return test_fires
 

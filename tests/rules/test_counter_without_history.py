@@ -51,61 +51,45 @@ QUIET: Quiet = {
 FIRES: Fires = {
     "a converter that kept no counter": (
         (layer("a", num_batches_tracked=0), layer("b", num_batches_tracked=0), fresh("c")),
-        note(message="num_batches_tracked is 0 in 2 layers with trained statistics: it was not kept", layer=""),
+        "num_batches_tracked is 0 in 2 layers with trained statistics: it was not kept",
     ),
     "half a checkpoint from a converter": (
         (of_state_dict("a"), of_state_dict("b", num_batches_tracked=0)),
-        note(message="num_batches_tracked is 0 in 1 layer with trained statistics: it was not kept", layer=""),
+        "num_batches_tracked is 0 in 1 layer with trained statistics: it was not kept",
     ),
     "momentum 0 in a port for inference": (
         (layer("a", num_batches_tracked=0, momentum=stored(0.0)),),
-        note(message="num_batches_tracked is 0 in 1 layer with trained statistics: it was not kept", layer=""),
+        "num_batches_tracked is 0 in 1 layer with trained statistics: it was not kept",
     ),
     "averaged weights with a counter of 1": (
         (of_state_dict("a", num_batches_tracked=1),),
-        note(
-            message="num_batches_tracked of a is no history of its statistics: after 1 update with momentum 0.1 "
-            "(assumed; the file does not hold it) no variance is below 0.9, and there is one of 0.5",
-            layer="",
-        ),
+        "num_batches_tracked of a is no history of its statistics: after 1 update with momentum 0.1 (assumed; the file "
+        "does not hold it) no variance is below 0.9, and there is one of 0.5",
     ),
     "a pretrained network that counts its fine-tuning": (
         (layer("a", num_batches_tracked=100, running_var=[DEAD, 1, 1, 1]), layer("b", num_batches_tracked=5)),
-        note(
-            message="num_batches_tracked is no history of the statistics in 2 layers: after 100 updates with momentum "
-            "0.1 no variance is below 2.656e-05, and there is one of 5.605e-45 in a",
-            layer="",
-        ),
+        "num_batches_tracked is no history of the statistics in 2 layers: after 100 updates with momentum 0.1 no "
+        "variance is below 2.656e-05, and there is one of 5.605e-45 in a",
     ),
     "both": (
         (layer("a", num_batches_tracked=0), layer("b", num_batches_tracked=1)),
-        note(
-            message="num_batches_tracked is 0 in 1 layer with trained statistics: it was not kept; num_batches_tracked "
-            "of b is no history of its statistics: after 1 update with momentum 0.1 no variance is below 0.9, and "
-            "there is one of 0.5",
-            layer="",
-        ),
+        "num_batches_tracked is 0 in 1 layer with trained statistics: it was not kept; num_batches_tracked of b is no "
+        "history of its statistics: after 1 update with momentum 0.1 no variance is below 0.9, and there is one of 0.5",
     ),
     "a counter that was averaged": (
         (layer("a", num_batches_tracked=1.5),),
-        note(
-            message="num_batches_tracked of a is no history of its statistics: after 1 update with momentum 0.1 no "
-            "variance is below 0.8538, and there is one of 0.5",
-            layer="",
-        ),
+        "num_batches_tracked of a is no history of its statistics: after 1 update with momentum 0.1 no variance is "
+        "below 0.8538, and there is one of 0.5",
     ),
     "half precision leaves enough to tell": (
         (layer("a", num_batches_tracked=1, running_var=0.5, dtype="float16"),),
-        note(
-            message="num_batches_tracked of a is no history of its statistics: after 1 update with momentum 0.1 no "
-            "variance is below 0.9, and there is one of 0.5",
-            layer="",
-        ),
+        "num_batches_tracked of a is no history of its statistics: after 1 update with momentum 0.1 no variance is "
+        "below 0.9, and there is one of 0.5",
     ),
 }
 
 test_quiet = quiet(RULE, QUIET)
-test_fires = fires(RULE, FIRES)
+test_fires = fires(RULE, FIRES, each=note(layer=""))
 
 
 def bn_after(updates: int, momentum: float | None, scale: float) -> nn.BatchNorm2d:

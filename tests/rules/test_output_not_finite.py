@@ -14,15 +14,11 @@ QUIET: Quiet = {
 FIRES: Fires = {
     "some samples": (
         repeated(first_non_finite="head", non_finite_samples=23),
-        error(
-            message="the output is NaN or infinite for 23 of 360 samples; the first to make it of finite numbers is "
-            "head",
-            layer="",
-        ),
+        "the output is NaN or infinite for 23 of 360 samples; the first to make it of finite numbers is head",
     ),
     "an output that has no samples": (
         repeated(first_non_finite="the model"),
-        error(message="the output is NaN or infinite; the first to make it of finite numbers is the model", layer=""),
+        "the output is NaN or infinite; the first to make it of finite numbers is the model",
     ),
     "the data hold it": (
         repeated(first_non_finite="the input itself", non_finite_samples=1),
@@ -43,5 +39,5 @@ UNDECIDED: Undecided = {
 }
 
 test_quiet = quiet(RULE, QUIET)
-test_fires = fires(RULE, FIRES)
+test_fires = fires(RULE, FIRES, each=error(layer=""))
 test_undecided = undecided(RULE, UNDECIDED)

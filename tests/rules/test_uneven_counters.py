@@ -49,127 +49,78 @@ QUIET: Quiet = {
 FIRES: Fires = {
     "a block under gradient checkpointing": (
         counting(stem=1000, layer1__0=1000, layer1__1=1000, layer2__0=2000, layer2__1=2000),
-        note(
-            message="num_batches_tracked is 1,000 in 3 of 5 layers, 2,000 in layer2 (twice as many: recomputed by "
-            "gradient checkpointing, or two passes a step)",
-            layer="",
-        ),
+        "num_batches_tracked is 1,000 in 3 of 5 layers, 2,000 in layer2 (twice as many: recomputed by gradient "
+        "checkpointing, or two passes a step)",
     ),
     "most layers under gradient checkpointing": (
         counting(stem=1000, layer1__0=2000, layer1__1=2000),
-        note(
-            message="num_batches_tracked is 2,000 in 2 of 3 layers, 1,000 in stem (the others ran twice as often)",
-            layer="",
-        ),
+        "num_batches_tracked is 2,000 in 2 of 3 layers, 1,000 in stem (the others ran twice as often)",
     ),
     "a head over five levels": (
         counting(backbone__a=720, backbone__b=720, backbone__c=720, head__cls=3600, head__box=3600),
-        note(
-            message="num_batches_tracked is 720 in 3 of 5 layers, 3,600 in head (5 times as many: called so often a "
-            "step)",
-            layer="",
-        ),
+        "num_batches_tracked is 720 in 3 of 5 layers, 3,600 in head (5 times as many: called so often a step)",
     ),
     "twice, less a pass that failed": (
         counting(a=1000, b=1000, c=1999),
-        note(
-            message="num_batches_tracked is 1,000 in 2 of 3 layers, 1,999 in c (about twice as many: recomputed by "
-            "gradient checkpointing, or two passes a step)",
-            layer="",
-        ),
+        "num_batches_tracked is 1,000 in 2 of 3 layers, 1,999 in c (about twice as many: recomputed by gradient "
+        "checkpointing, or two passes a step)",
     ),
     "forward passes that failed in the head": (
         counting(a=503, b=503, head=500),
-        note(
-            message="num_batches_tracked is 503 in 2 of 3 layers, 500 in head (3 updates apart: passes that failed or "
-            "ran through a part only)",
-            layer="",
-        ),
+        "num_batches_tracked is 503 in 2 of 3 layers, 500 in head (3 updates apart: passes that failed or ran through "
+        "a part only)",
     ),
     "a backbone that was frozen later": (
         counting(a__0=440, a__1=440, b__0=462, b__1=462, c=462),
-        note(
-            message="num_batches_tracked is 462 in 3 of 5 layers, 440 in a (frozen from then on, or added later)",
-            layer="",
-        ),
+        "num_batches_tracked is 462 in 3 of 5 layers, 440 in a (frozen from then on, or added later)",
     ),
     "most layers were frozen": (
         counting(a__0=440, a__1=440, head=962),
-        note(
-            message="num_batches_tracked is 440 in 2 of 3 layers, 962 in head (the others were frozen, or these ran in "
-            "more passes)",
-            layer="",
-        ),
+        "num_batches_tracked is 440 in 2 of 3 layers, 962 in head (the others were frozen, or these ran in more "
+        "passes)",
     ),
     "a part from a converter": (
         counting(a=0, b=440, c=440),
-        note(
-            message="num_batches_tracked is 440 in 2 of 3 layers, 0 in a (statistics of another source, loaded without "
-            "a counter, or frozen)",
-            layer="",
-        ),
+        "num_batches_tracked is 440 in 2 of 3 layers, 0 in a (statistics of another source, loaded without a counter, "
+        "or frozen)",
     ),
     "most of it from a converter": (
         counting(a=0, b=0, head=440),
-        note(
-            message="num_batches_tracked is 0 in 2 of 3 layers, 440 in head (the others were loaded without a counter, "
-            "or frozen)",
-            layer="",
-        ),
+        "num_batches_tracked is 0 in 2 of 3 layers, 440 in head (the others were loaded without a counter, or frozen)",
     ),
     "counts too small for a factor that is not exact": (
         counting(a=4, b=4, c=6),
-        note(
-            message="num_batches_tracked is 4 in 2 of 3 layers, 6 in c (the others were frozen, or these ran in more "
-            "passes)",
-            layer="",
-        ),
+        "num_batches_tracked is 4 in 2 of 3 layers, 6 in c (the others were frozen, or these ran in more passes)",
     ),
     "three clusters": (
         counting(a=100, b=100, c=250, d=800),
-        note(
-            message="num_batches_tracked is 100 in 2 of 4 layers, 250 in c (the others were frozen, or these ran in "
-            "more passes), 800 in d (8 times as many: called so often a step)",
-            layer="",
-        ),
+        "num_batches_tracked is 100 in 2 of 4 layers, 250 in c (the others were frozen, or these ran in more passes), "
+        "800 in d (8 times as many: called so often a step)",
     ),
     "more clusters than are told": (
         counting(a=100, b=100, c=250, d=330, e=460, f=570),
-        note(
-            message="num_batches_tracked is 100 in 2 of 6 layers, 250 in c (the others were frozen, or these ran in "
-            "more passes), 330 in d (the others were frozen, or these ran in more passes), 460 in e (the others were "
-            "frozen, or these ran in more passes), and 1 other value",
-            layer="",
-        ),
+        "num_batches_tracked is 100 in 2 of 6 layers, 250 in c (the others were frozen, or these ran in more passes), "
+        "330 in d (the others were frozen, or these ran in more passes), 460 in e (the others were frozen, or these "
+        "ran in more passes), and 1 other value",
     ),
     "blocks that are skipped at random": (
         counting(**{f"block{i}": 900 + 7 * i for i in range(10)}),
-        note(
-            message="num_batches_tracked has 10 values from 900 to 963 in 10 layers: parts ran in some steps only, or "
-            "bring counts of their own",
-            layer="",
-        ),
+        "num_batches_tracked has 10 values from 900 to 963 in 10 layers: parts ran in some steps only, or bring counts "
+        "of their own",
     ),
     "a counter that a cast has rounded": (
         counting(a=1000, b=1000, c=1001.5),
-        note(
-            message="num_batches_tracked is 1,000 in 2 of 3 layers, 1002 in c (2 updates apart: passes that failed or "
-            "ran through a part only)",
-            layer="",
-        ),
+        "num_batches_tracked is 1,000 in 2 of 3 layers, 1002 in c (2 updates apart: passes that failed or ran through "
+        "a part only)",
     ),
     "a counter as large as no count": (
         counting(a=1, b=1, c=1e300),
-        note(
-            message="num_batches_tracked is 1 in 2 of 3 layers, 1e+300 in c (the others were frozen, or these ran in "
-            "more passes)",
-            layer="",
-        ),
+        "num_batches_tracked is 1 in 2 of 3 layers, 1e+300 in c (the others were frozen, or these ran in more passes)",
     ),
 }
 
 test_quiet = quiet(RULE, QUIET)
-test_fires = fires(RULE, FIRES)
+test_fires = fires(RULE, FIRES, each=note(layer=""))
 
 
 @pytest.mark.parametrize(
