@@ -46,7 +46,7 @@ def run(said: Mapping[str, Any], progress: Progress = SILENT) -> Run:
         items = [item for item in items if not (isinstance(item, Path) and is_same_file(item, first))]
     examine = comparison(first, options, several=several).report
     reports = tuple(progress.files(examine_all(items, examine, debug=bool(said.get("debug"))), len(items)))
-    return Run("diff", reports, exit_code(reports))
+    return Run("diff", reports, exit_code(reports), catalogue=DIFF_RULES)
 
 
 def is_same_file(path: Path, other: Path) -> bool:

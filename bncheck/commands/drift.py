@@ -40,7 +40,7 @@ def run(said: Mapping[str, Any], progress: Progress = SILENT) -> Run:
     if said.get("data") is None:
         raise UsageError("no data is named", "bncheck drift MODEL --data DIR, or --data module:callable.")
     report = drift(Path(said["checkpoint"]), said["data"], make(DriftOptions, said), progress)
-    return Run("drift", (report,), exit_code([report]))
+    return Run("drift", (report,), exit_code([report]), catalogue=DRIFT_RULES)
 
 
 def drift(

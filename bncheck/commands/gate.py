@@ -64,7 +64,7 @@ def run(said: Mapping[str, Any], progress: Progress = SILENT) -> Run:
         policy = replace(policy, baseline=policy.baseline | fingerprints_in(baseline))
     today = datetime.date.today()
     reports = tuple(gated(report, policy, today) for report in found)
-    return Run("gate", reports, gate_exit_code(reports), remarks(reports, policy, today), files)
+    return Run("gate", reports, gate_exit_code(reports), remarks(reports, policy, today), RULES, files)
 
 
 def examined(items: Sequence[Path | Report], options: GateOptions, progress: Progress) -> Iterator[Report]:

@@ -42,7 +42,7 @@ def run(said: Mapping[str, Any], progress: Progress = SILENT) -> Run:
     items = list(find_all(map(str, make(Files, said).paths)))
     examined = examine_all(items, asked.report, debug=bool(said.get("debug")))
     reports = tuple(progress.files(examined, len(items)))
-    return Run("inspect", reports, exit_code(reports))
+    return Run("inspect", reports, exit_code(reports), catalogue=INSPECT_RULES)
 
 
 @dataclass(frozen=True, slots=True)

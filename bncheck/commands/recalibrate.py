@@ -80,7 +80,7 @@ def run(said: Mapping[str, Any], progress: Progress = SILENT) -> Run:
         report = copy_statistics(path, Path(options.from_), options)
     else:
         report = recalibrate_file(path, data, options, progress.samples("recalibrate"))
-    return Run("recalibrate", (report,), exit_code([report]))
+    return Run("recalibrate", (report,), exit_code([report]), catalogue=(*INSPECT_RULES, *DRIFT_RULES))
 
 
 def rules_of(options: RecalibrateOptions) -> tuple[Rule, ...]:

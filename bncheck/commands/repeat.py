@@ -40,7 +40,7 @@ def run(said: Mapping[str, Any], progress: Progress = SILENT) -> Run:
     if said.get("data") is None:
         raise UsageError("no data is named", "bncheck repeat MODEL --data DIR, or --data module:callable.")
     report = repeat(Path(said["checkpoint"]), said["data"], make(RepeatOptions, said), progress)
-    return Run("repeat", (report,), exit_code([report]))
+    return Run("repeat", (report,), exit_code([report]), catalogue=REPEAT_RULES)
 
 
 def repeat(

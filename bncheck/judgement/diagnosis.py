@@ -62,6 +62,7 @@ def diagnose_evaluation(
     layers = [evaluated.layer for evaluated in evaluation.layers]
     asked = [(rule, rule.evaluation) for rule in rules if rule.evaluation]
     findings, undecided = judged(((rule, check(evaluation)) for rule, check in asked), len(layers))
+    open_rules = {open_.rule for open_ in undecided}
     return Report(
         subjects=(evaluation.source,),
         format=evaluation.artefact,
@@ -73,6 +74,7 @@ def diagnose_evaluation(
         rules=tuple(rule.id for rule, _ in asked),
         notes=evaluation.notes,
         fail_on=fail_on,
+        all_clear=tuple(rule.all_clear for rule, _ in asked if rule.all_clear and rule.id not in open_rules),
     )
 
 
@@ -155,6 +157,8 @@ def finding(rule: Rule, evidence: Evidence) -> Finding:
         message=evidence.message,
         measured=evidence.measured,
         fix=evidence.fix,
+        headline=rule.headline,
+        prevails=rule.prevails,
     )
 
 

@@ -125,4 +125,6 @@ RULE = Rule(
     "drift: the modes of a pickled module or a graph, or --evaluator",
     __doc__,
     evaluation=check,
+    headline="evaluation rewrites the statistics of {layers}",
+    all_clear="evaluation moves no statistics",
 )

@@ -140,4 +140,5 @@ RULE = Rule(
     "two checkpoints: weights and running statistics",
     __doc__,
     pair=check,
+    headline="weights frozen, statistics moved in {layers}",
 )

@@ -138,4 +138,5 @@ RULE = Rule(
     __doc__,
     pair=check,
     supersedes=("frozen-but-drifting",),
+    headline="the second does not continue the first: {layers}",
 )

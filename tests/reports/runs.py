@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from bncheck.cli import app
-from bncheck.commands.inspect import inspect_file
+from bncheck.commands.inspect import run as inspect
 from bncheck.findings.report import (
     Distribution,
     Finding,
@@ -20,7 +20,6 @@ from bncheck.findings.report import (
     Verdict,
 )
 from bncheck.findings.rule import Severity
-from bncheck.judgement.verdicts import exit_code
 from bncheck.reports import Format, Style, write
 from bncheck.rules import RULES
 from bncheck.subjects.layer import UNKNOWN, Behaviour, Normalises, inferred, stored
@@ -44,8 +43,8 @@ def written_by_name(name: str, folder: Path) -> str:
 
 def inspected(*names: str, fail_on: Severity | None = Severity.ERROR) -> Run:
     """The run of `inspect` on samples; a name that is none gives a report with an error."""
-    reports = tuple(inspect_file(SAMPLES / name, fail_on) for name in names)
-    return Run("inspect", reports, exit_code(reports))
+    level = fail_on.value if fail_on else "never"
+    return inspect({"paths": [SAMPLES / name for name in names], "fail_on": level})
 
 
 def every_sample() -> Run:
@@ -57,7 +56,7 @@ def run_of(*findings: Finding, **fields: object) -> Run:
     made = {"layers": (layer("bn"),), "rules": tuple({finding.rule: None for finding in findings}), **fields}
     verdict = Verdict.FAILED if any(finding.severity is Severity.ERROR for finding in findings) else Verdict.PASSED
     report = Report(("model.pt",), "torch.save", verdict, findings=findings, **made)  # type: ignore[arg-type]
-    return Run("inspect", (report,), 1 if verdict is Verdict.FAILED else 0)
+    return Run("inspect", (report,), 1 if verdict is Verdict.FAILED else 0, catalogue=RULES)
 
 
 def found(rule: str = "negative-variance", layer: str | None = "bn", **fields: object) -> Finding:

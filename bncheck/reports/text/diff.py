@@ -8,6 +8,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from bncheck.findings.rule import Severity
+from bncheck.reports.headlines import foremost
 from bncheck.reports.text.page import MAX_ROWS, Page
 from bncheck.wording import count, escaped, few, short
 
@@ -23,26 +24,16 @@ LAYOUTS = ((("median", "max"), 10), (("median", "max"), 0), (("median",), 0))
 SHIFTS = ("mean_shift", "variance_shift")
 TITLES = {"max": "at most"}
 EQUALITY = {True: "equal", False: "changed", None: "-"}
-# What the first line says of findings; of equally grave ones the first in this order.
-HEADLINES = {
-    "statistics-lost": "the statistics of {layers} are lost",
-    "impossible-lineage": "the second does not continue the first: {layers}",
-    "frozen-but-drifting": "weights frozen, statistics moved in {layers}",
-    "ranks-disagree": "equal weights, different statistics in {layers}",
-    "stale-averaged-statistics": "averaged weights with the statistics of others",
-    "settings-changed": "settings changed in {layers}",
-}
 
 
 def headline(report: Report) -> str:
     """What happened, in words: the gravest finding, or what moved."""
     layers: Mapping[str, Numbers] = report.measurements["layers"]  # type: ignore[assignment]
     for severity in (Severity.ERROR, Severity.WARNING):
-        for rule, words in HEADLINES.items():
-            found = [one for one in report.findings if one.rule == rule and one.severity.at_least(severity)]
-            if found:
-                same_rule = [one for one in report.findings if one.rule == rule]
-                return words.format(layers=of_layers(same_rule, len(report.layers))) + batches(same_rule)
+        told = foremost([one for one in report.findings if one.severity.at_least(severity)])
+        if told:
+            same_rule = [one for one in report.findings if one.rule == told[0].rule]
+            return told[0].headline.format(layers=of_layers(same_rule, len(report.layers))) + batches(same_rule)
     return unremarkable(list(layers.values()))
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from rich.cells import cell_len
 from rich.text import Text
 
+from bncheck.findings.rule import Severity
+from bncheck.reports.headlines import foremost
 from bncheck.reports.text.page import MAX_ROWS, Page
 from bncheck.wording import count, escaped, few, short
 
@@ -25,35 +27,18 @@ ARTEFACTS = {
     "exported": "exported program",
 }
 TRAIN_MODE = "cost of train mode"  # the name of the probe
-# What the first line says of a finding; the gravest first.
-HEADLINES = {
-    "changed-in-evaluation": "evaluation rewrites the statistics of {layers}",
-    "output-not-finite": "the output is NaN or infinite",
-    "depends-on-batch": "results depend on the batch",
-    "differs-between-runs": "results differ from run to run",
-    "statistics-do-not-fit-data": "the statistics of {layers} do not fit the data",
-}
 
 
 def headline(report: Report) -> str:
     """The verdict in words: the gravest finding, or what is certain without one."""
-    for rule, words in HEADLINES.items():
-        layers = [finding for finding in report.findings if finding.rule == rule and finding.severity.value != "note"]
-        if layers:
-            named = [finding for finding in layers if finding.layer is not None]
-            shown = f"{len(named):,} of {count(len(report.layers), 'BatchNorm layer')}" if named else "the model"
-            return words.format(layers=shown)
+    told = foremost([finding for finding in report.findings if finding.severity is not Severity.NOTE])
+    if told:
+        named = [finding for finding in told if finding.layer is not None]
+        shown = f"{len(named):,} of {count(len(report.layers), 'BatchNorm layer')}" if named else "the model"
+        return told[0].headline.format(layers=shown)
     if not report.layers:
         return "no BatchNorm layer"
-    open_rules = {open_.rule for open_ in report.undecided}
-    decided = {
-        "changed-in-evaluation": "evaluation moves no statistics",
-        "statistics-do-not-fit-data": "they fit the data",
-        "differs-between-runs": "runs agree",
-        "depends-on-batch": "batches do not matter",
-    }
-    certain = [words for rule, words in decided.items() if rule in report.rules and rule not in open_rules]
-    return ", ".join(certain) or "nothing found, and not all decided"
+    return ", ".join(report.all_clear) or "nothing found, and not all decided"
 
 
 def write_body(page: Page, report: Report) -> None:
