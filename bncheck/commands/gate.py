@@ -15,6 +15,7 @@ from bncheck.commands.progress import SILENT
 from bncheck.commands.repeat import repeat
 from bncheck.config import configured
 from bncheck.errors import BncheckError, UsageError
+from bncheck.findings.measurements import GateMeasurements
 from bncheck.findings.report import Check, Run
 from bncheck.judgement.baseline import baseline_of, fingerprints_in
 from bncheck.judgement.diagnosis import unreadable
@@ -145,6 +146,6 @@ def merged(reports: Sequence[Report]) -> Report:
         undecided=tuple(undecided for report in reports for undecided in report.undecided),
         rules=tuple(rule for report in reports for rule in report.rules),
         notes=tuple(dict.fromkeys(note for report in reports for note in report.notes)),
-        measurements={report.checks[0].name: report.measurements for report in more if report.checks},
+        measurements=GateMeasurements({report.checks[0].name: report.measurements for report in more if report.checks}),
         checks=(*done, *left_out),
     )

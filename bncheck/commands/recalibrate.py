@@ -19,11 +19,11 @@ from bncheck.commands.on_data import with_configuration
 from bncheck.commands.progress import SILENT
 from bncheck.commands.subjects import single_checkpoint
 from bncheck.errors import UsageError
-from bncheck.findings.measurements import agreement
-from bncheck.findings.measurements import shift as shift_numbers
+from bncheck.findings.measurements import EstimationNumbers, NewNumbers, RecalibrationMeasurements
 from bncheck.findings.report import Run
 from bncheck.judgement import verdicts
 from bncheck.judgement.diagnosis import diagnose, diagnose_evaluation
+from bncheck.judgement.numbers import shift_numbers
 from bncheck.judgement.selection import chosen, fits
 from bncheck.judgement.verdicts import exit_code
 from bncheck.options.data import Samples
@@ -32,6 +32,7 @@ from bncheck.options.option import make
 from bncheck.options.probing import RecalibrateOptions
 from bncheck.pairing.names import layer_pairs
 from bncheck.rules import DRIFT_RULES, INSPECT_RULES
+from bncheck.subjects.shift import shift
 from bncheck.wording import few
 
 if TYPE_CHECKING:
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
     from bncheck.subjects.checkpoint import Checkpoint, Group
     from bncheck.subjects.evaluation import Evaluation
     from bncheck.subjects.layer import BatchNormLayer
-
-    Numbers = dict[str, object]
 
 
 OPTIONS = (OneCheckpoint, Samples, RecalibrateOptions)
@@ -118,14 +117,13 @@ def copy_statistics(path: Path, other: Path, options: RecalibrateOptions) -> Rep
             layer.name: statistics_of(pair, other) for layer, pair in matched(chosen_layers, giving, group, other)
         }
         plan = plan_rewrite(source, group.name, statistics)
-        numbers: Numbers = {
-            "source": str(path),
-            "target": str(output) if output else None,
-            "method": "copied",
-            "from": str(other),
-            "layers": changes(group, statistics),
-            "kept": {},
-        }
+        numbers = RecalibrationMeasurements(
+            str(path),
+            str(output) if output else None,
+            "copied",
+            changes(group, statistics),
+            copied_from=str(other),
+        )
         if output:
             target = write_checkpoint(plan, output, [path, other], force=options.force)
             report = inspected(target, options, rules)
@@ -237,13 +235,14 @@ def recalibrate_file(
             else:
                 report = diagnose(with_statistics(checkpoint, group, statistics), options.threshold, rules)
                 after = rehearsed(runnable, found, lambda copy: drift(copy, batches, progress=progress))
-    numbers = numbers_of(found, estimation, before, after)
-    numbers |= {
-        "source": str(path),
-        "target": str(output) if output else None,
-        "layers": changes(group, statistics),
-        "kept": {names.get(name, name): reason for name, reason in found.kept.items()},
-    }
+    numbers = RecalibrationMeasurements(
+        str(path),
+        str(output) if output else None,
+        options.method,
+        changes(group, statistics),
+        {names.get(name, name): reason for name, reason in found.kept.items()},
+        estimated=estimation_numbers(found, options, before, after),
+    )
     judged = diagnose_evaluation(after, options.threshold, rules)
     notes = (*found.notes, *counter_notes(plan.without_counter), *before.notes)
     return finished(report, judged, numbers, notes, options)
@@ -274,23 +273,21 @@ def rehearsed(runnable: Runnable, found: Recalibration, measure: Callable[[Runna
         return measure(replace(runnable, described=live_group(runnable.module).layers))
 
 
-def numbers_of(
-    found: Recalibration, estimation: RecalibrationOptions, before: Evaluation, after: Evaluation
-) -> Numbers:
-    """What was measured. `before` and `after` compare a model's own statistics with those of the data."""
-    return {
-        "method": estimation.method.value,
-        "variance": estimation.variance.value,
-        "from": None,
-        "images": found.samples,
-        "batches": found.batches,
-        "passes": found.passes,
-        "device": after.device,
-        "artefact": after.artefact,
-        "data": dict(after.data),
-        "before": agreement(before.fit) if before.fit else {},
-        "after": agreement(after.fit) if after.fit else {},
-    }
+def estimation_numbers(
+    found: Recalibration, options: RecalibrateOptions, before: Evaluation, after: Evaluation
+) -> EstimationNumbers:
+    """What was measured on data."""
+    return EstimationNumbers(
+        variance=options.variance,
+        images=found.samples,
+        batches=found.batches,
+        passes=found.passes,
+        device=after.device,
+        artefact=after.artefact,
+        data=dict(after.data),
+        before=before.fit,
+        after=after.fit,
+    )
 
 
 def recalibrate_module(module: torch.nn.Module, data: Any, options: RecalibrateOptions) -> Report:
@@ -310,13 +307,14 @@ def recalibrate_module(module: torch.nn.Module, data: Any, options: RecalibrateO
     before = drift(runnable, batches)
     found = recalibrate(runnable, batches, estimation)
     after = rehearsed(runnable, found, lambda copy: drift(copy, batches))
-    numbers = numbers_of(found, estimation, before, after)
-    numbers |= {
-        "source": checkpoint.source,
-        "target": checkpoint.source,
-        "layers": changes(checkpoint.groups[0], found.statistics),
-        "kept": dict(found.kept),
-    }
+    numbers = RecalibrationMeasurements(
+        checkpoint.source,
+        checkpoint.source,
+        options.method,
+        changes(checkpoint.groups[0], found.statistics),
+        dict(found.kept),
+        estimated=estimation_numbers(found, options, before, after),
+    )
     apply(runnable.layers, found.statistics)
     live = replace(checkpoint, groups=(live_group(runnable.module),))
     report = diagnose(live, options.threshold, rules)
@@ -363,20 +361,15 @@ def with_statistics(checkpoint: Checkpoint, group: Group, statistics: Mapping[st
     return replace(checkpoint, groups=groups)
 
 
-def changes(group: Group, statistics: Mapping[str, NewStatistics]) -> dict[str, Numbers]:
+def changes(group: Group, statistics: Mapping[str, NewStatistics]) -> dict[str, NewNumbers]:
     """How far the statistics of each layer go, in standard deviations of what it had, and what its counter becomes."""
-    from bncheck.subjects.shift import shift
-
-    found: dict[str, Numbers] = {}
+    numbers: dict[str, NewNumbers] = {}
     for layer in group.layers:
         new = statistics.get(layer.name)
-        if new is None or new.mean is None or new.variance is None:
-            continue
-        found[layer.name] = {
-            **shift_numbers(shift(new.mean, new.variance, layer)),
-            "num_batches_tracked": {"before": layer.num_batches_tracked, "after": new.counter},
-        }
-    return found
+        if new is not None and new.mean is not None and new.variance is not None:
+            moved = shift_numbers(shift(new.mean, new.variance, layer))
+            numbers[layer.name] = NewNumbers(moved, (layer.num_batches_tracked, new.counter))
+    return numbers
 
 
 def counter_notes(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -386,7 +379,11 @@ def counter_notes(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def finished(
-    report: Report, judged: Report | None, numbers: Numbers, notes: tuple[str, ...], options: RecalibrateOptions
+    report: Report,
+    judged: Report | None,
+    numbers: RecalibrationMeasurements,
+    notes: tuple[str, ...],
+    options: RecalibrateOptions,
 ) -> Report:
     """The report on the new statistics: of the file, of the model that ran with them, and of what was done."""
     findings = (*report.findings, *(judged.findings if judged else ()))
@@ -396,6 +393,6 @@ def finished(
         findings=findings,
         undecided=(*report.undecided, *(judged.undecided if judged else ())),
         rules=tuple(dict.fromkeys((*report.rules, *(judged.rules if judged else ())))),
-        measurements={"recalibration": numbers},
+        measurements=numbers,
         notes=tuple(dict.fromkeys((*report.notes, *notes))),
     )

@@ -14,6 +14,7 @@ from bncheck.findings.rule import Severity
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from bncheck.findings.measurements import Measurements
     from bncheck.findings.rule import Rule
     from bncheck.subjects.layer import Behaviour, Setting
 
@@ -134,7 +135,7 @@ class Report:
     layers: tuple[LayerSummary, ...] = ()
     findings: tuple[Finding, ...] = ()
     undecided: tuple[Undecided, ...] = ()
-    measurements: Mapping[str, object] = field(default_factory=dict)
+    measurements: Measurements | None = None
     facts: Mapping[str, object] = field(default_factory=dict)
     globals: tuple[tuple[str, str], ...] = ()  # (dotted path, use)
     rules: tuple[str, ...] = ()

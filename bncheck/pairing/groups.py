@@ -19,7 +19,7 @@ from bncheck.subjects.shift import Shift, distances
 from bncheck.wording import count, few, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from bncheck.subjects.checkpoint import Group, Tensor
     from bncheck.subjects.layer import Array, BatchNormLayer, Setting
@@ -484,55 +484,3 @@ def reader(tensor: Tensor) -> Callable[[int, int], Array] | None:
 def pieces(tensor: Tensor, read: Callable[[int, int], Array]) -> Iterator[Array]:
     for start in range(0, tensor.size, PIECE):
         yield read(start, min(start + PIECE, tensor.size))
-
-
-# -- as numbers
-
-
-def pair_numbers(pair: CheckpointPair) -> dict[str, object]:
-    """The measurements of a pair: plain numbers and tuples. Shifts are over the channels that are finite."""
-    return {
-        "pair": {
-            "layers": len(pair.changes),
-            "same_parameters": [change.same_parameters for change in pair.changes].count(True),
-            "same_statistics": [change.same_statistics for change in pair.changes].count(True),
-            "formats": (pair.before.format, pair.after.format),
-        },
-        "layers": {
-            key: change_numbers(change)
-            for group in pair.groups
-            for key, change in zip(keys(group, len(pair.groups)), group.changes, strict=True)
-        },
-    }
-
-
-def keys(group: GroupPair, groups: int) -> list[str]:
-    return [
-        f"{change.after.group}: {change.after.name}" if groups > 1 else change.after.name for change in group.changes
-    ]
-
-
-def change_numbers(change: LayerChange) -> Mapping[str, object]:
-    return {
-        "name_before": change.before.name,
-        "group_before": change.before.group,
-        "same_parameters": change.same_parameters,
-        "fed_by": change.fed_by,
-        "same_statistics": change.same_statistics,
-        "channels": change.after.num_features,
-        "channels_not_finite": change.broken,
-        "mean_shift": spread(change.shift.mean) if change.shift else None,
-        "variance_shift": spread(change.shift.variance) if change.shift else None,
-        "counter_change": change.counter_change,
-        "settings": {name: {"before": old, "after": new} for name, (old, new) in change.settings.items()},
-    }
-
-
-def spread(values: Array) -> dict[str, float | int] | None:
-    """Median and maximum, and how many channels moved at all."""
-    import numpy as np
-
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        return None
-    return {"median": float(np.median(finite)), "max": float(finite.max()), "channels_moved": int((finite > 0).sum())}

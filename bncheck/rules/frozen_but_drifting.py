@@ -123,7 +123,7 @@ def drifted(change: LayerChange, *, weights_changed: bool) -> Evidence:
 
 
 def count_of_batches(batches: int) -> str:
-    return f"{batches:,} batch{'es' * (batches != 1)}"
+    return count(batches, "batch")
 
 
 def spread(values: Array | None) -> tuple[float, float]:

@@ -170,7 +170,7 @@ def finding(rule: str = "dead-channels", severity: Severity = Severity.ERROR, la
 
 
 def report(*findings: Finding, **fields: Any) -> Report:
-    from bncheck.judgement.diagnosis import summarise
+    from bncheck.judgement.summaries import summarise
     from tests.rules.layers import layer
 
     layers: tuple[LayerSummary, ...] = fields.pop("layers", (summarise(layer()),))

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from bncheck.cli import app
 from bncheck.commands.inspect import run as inspect
+from bncheck.findings.measurements import DriftMeasurements, LayerNumbers, ShiftNumbers, Spread
 from bncheck.findings.report import (
     Distribution,
     Finding,
@@ -104,6 +105,31 @@ def findings() -> st.SearchStrategy[Finding]:
     return st.builds(Finding, rules(), st.sampled_from(Severity), names(), names(), texts(), measured, texts())
 
 
+def measurements() -> st.SearchStrategy[DriftMeasurements]:
+    """Those of a model that ran, whose names hold anything."""
+    spread = st.none() | st.builds(Spread, st.floats(), st.floats())
+    shift = st.none() | st.builds(ShiftNumbers, spread, spread)
+    flag = st.none() | st.booleans()
+    numbers = st.integers(0, 9)
+    layer_numbers = st.builds(LayerNumbers, numbers, flag, flag, st.none() | numbers, numbers, shift, shift, shift)
+    return st.builds(
+        DriftMeasurements,
+        images=numbers,
+        batches=numbers,
+        passes=numbers,
+        device=texts(),
+        artefact=texts(),
+        watched=st.none() | texts(),
+        data=st.dictionaries(texts(), texts() | st.floats() | st.none(), max_size=2),
+        not_measured=st.dictionaries(texts(), texts(), max_size=2),
+        in_distribution=st.booleans(),
+        layers=st.dictionaries(texts(), layer_numbers, max_size=2),
+        train_mode=st.none(),
+        by_batches=st.just({}),
+        fit=st.none(),
+    )
+
+
 @st.composite
 def reports(draw: st.DrawFn) -> Report:
     """A report whose names, messages, facts and paths hold anything."""
@@ -118,7 +144,7 @@ def reports(draw: st.DrawFn) -> Report:
         layers=tuple(layer(draw(texts()), draw(texts())) for _ in range(draw(st.integers(0, 2)))),
         findings=tuple(draw(st.lists(findings(), max_size=3))),
         undecided=tuple(draw(st.lists(st.builds(Undecided, rules(), names(), names(), texts()), max_size=3))),
-        measurements=draw(st.just({}) | measured),
+        measurements=draw(st.none() | measurements()),
         facts=draw(measured),
         globals=((draw(texts()), draw(texts())),),
         rules=tuple(draw(st.lists(rules(), max_size=2, unique=True))),
