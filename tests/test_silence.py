@@ -21,7 +21,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 import bncheck
 from bncheck.findings.report import Report, Run, Verdict
 from bncheck.findings.rule import Severity
-from bncheck.reports import Format, Style, write
+from bncheck.reports import Format, write
+from bncheck.reports.style import Style
 from sample_checkpoints import make
 from sample_checkpoints.network import DigitNet
 from sample_checkpoints.training import Digits, read_digits

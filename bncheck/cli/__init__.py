@@ -23,7 +23,8 @@ from bncheck.commands import COMMANDS
 from bncheck.commands.progress import SILENT, Progress
 from bncheck.findings.report import Run
 from bncheck.options.option import make, of_kind
-from bncheck.reports import Format, Style
+from bncheck.reports import Format
+from bncheck.reports.style import Style
 from bncheck.version import __version__
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import typer
 from bncheck import reports
 from bncheck.cli.errors import complain
 from bncheck.errors import UsageError
-from bncheck.reports import Format, Style
+from bncheck.reports import Format
+from bncheck.reports.style import Style
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

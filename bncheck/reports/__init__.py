@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from bncheck.findings.report import Run
+    from bncheck.reports.style import Style
 
 
 class Format(Enum):
@@ -21,21 +21,11 @@ class Format(Enum):
     MARKDOWN = "markdown"
 
 
-@dataclass(frozen=True, slots=True)
-class Style:
-    """How the text report looks. `width` and `color` None: as the terminal has it."""
-
-    width: int | None = None
-    color: bool | None = None
-    verbose: bool = False
-    quiet: bool = False
-
-
 def write(format_: Format, run: Run, out: TextIO, style: Style) -> None:
     """Writes the reports of a run. Same run, same characters."""
     match format_:
         case Format.TEXT:
-            from bncheck.reports.text import page as text
+            from bncheck.reports.text import run as text
 
             text.write(run, out, style)
         case Format.JSON:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from bncheck.findings.report import Verdict
 from bncheck.findings.rule import Severity
+from bncheck.reports.headlines import summary
 from bncheck.reports.markdown import verdict_row
-from bncheck.reports.phrases import open_questions, suppressed, worst_first
-from bncheck.reports.text.page import plain_count, setting, summary
+from bncheck.reports.phrases import open_questions, plain_count, setting, suppressed, worst_first
 from bncheck.wording import count, escaped, short
 
 if TYPE_CHECKING:

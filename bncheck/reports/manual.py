@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from bncheck.reports import Format, Style
-from bncheck.reports.text.page import SEVERITIES
+from bncheck.reports import Format
+from bncheck.reports.style import SEVERITIES, Style
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, TextIO
 
+from bncheck.reports.headlines import found, headline
 from bncheck.reports.phrases import NO_LAYER, open_questions, shown_path, suppressed, totals, worst_first
-from bncheck.reports.text.page import found, part_for
 from bncheck.wording import escaped
 
 if TYPE_CHECKING:
@@ -42,10 +42,10 @@ def verdict_row(report: Report) -> tuple[str, str, str]:
 
 def result(report: Report) -> str:
     """What the report comes to, in a few words."""
-    part = part_for(report)
     plain = found(report) if report.layers or report.findings else NO_LAYER
-    said = str(part.headline(report)) if part else plain
-    return f"{said}, {len(report.suppressed):,} suppressed" if report.suppressed else said
+    said = headline(report) or plain
+    counts_them = bool(report.checks)  # the headline of the gate
+    return f"{said}, {len(report.suppressed):,} suppressed" if report.suppressed and not counts_them else said
 
 
 def section(report: Report) -> list[str]:

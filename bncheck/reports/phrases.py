@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bncheck.findings.report import Finding, Suppressed, Undecided, Verdict
 from bncheck.findings.rule import Severity
-from bncheck.wording import LONGEST_NAME, count, escaped, few
+from bncheck.subjects.layer import Known, Normalises
+from bncheck.wording import LONGEST_NAME, count, escaped, few, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from bncheck.findings.report import Report, Run
+    from bncheck.subjects.layer import Behaviour, Setting
 
 NO_LAYER = "there is no BatchNorm layer to judge"
 THE_MODULE = "(the module itself)"  # where a layer has no name
@@ -71,14 +73,18 @@ def shown_path(subject: str) -> str:
 
 def worst_first(findings: Iterable[Finding]) -> list[Alike]:
     """The findings, folded by rule, severity and fix, so that fifty layers do not say the same fifty times."""
-    folded: defaultdict[tuple[str, Severity, str], list[Finding]] = defaultdict(list)
-    for finding in findings:
-        folded[finding.rule, finding.severity, finding.fix].append(finding)
-    order = sorted(folded.items(), key=lambda item: -list(Severity).index(item[0][1]))
     return [
         Alike(escaped(rule), severity, escaped(fix), places(same), messages(same))
-        for (rule, severity, fix), same in order
+        for (rule, severity, fix), same in folded(findings)
     ]
+
+
+def folded(findings: Iterable[Finding]) -> list[tuple[tuple[str, Severity, str], list[Finding]]]:
+    """The findings that have rule, severity and fix in common; the gravest first."""
+    alike: defaultdict[tuple[str, Severity, str], list[Finding]] = defaultdict(list)
+    for finding in findings:
+        alike[finding.rule, finding.severity, finding.fix].append(finding)
+    return sorted(alike.items(), key=lambda item: -list(Severity).index(item[0][1]))
 
 
 def places(said: Iterable[Finding | Undecided]) -> str:
@@ -123,3 +129,39 @@ def totals(run: Run) -> str:
     if unreadable:
         parts.append(f"{unreadable:,} not read")
     return f"{count(len(run.reports), 'input')}: {', '.join(parts) or 'nothing done'}"
+
+
+# -- settings of a layer
+
+
+def setting(held: Setting[Any], words: dict[bool, str] | None = None) -> str | None:
+    if held.known is Known.UNKNOWN:
+        return None
+    value = held.value
+    if words and isinstance(value, bool):
+        shown = words[value]
+    elif isinstance(value, float):
+        shown = number(value)
+    elif value is None:
+        shown = "None (cumulative average)"
+    else:
+        shown = str(value)
+    return f"{shown} ({held.known.value})"
+
+
+def behaviour(held: Behaviour) -> str | None:
+    match held.normalises_with:
+        case Normalises.RUNNING:
+            return "normalises with its running statistics"
+        case Normalises.BATCH if held.updates_statistics:
+            return "normalises by the batch and rewrites its statistics"
+        case Normalises.BATCH:
+            return "normalises by the batch"
+        case Normalises.FAILS:
+            return "raises an error: one of the two buffers is missing"
+        case Normalises.UNKNOWN:
+            return None
+
+
+def plain_count(value: int | float | None) -> str:
+    return "-" if value is None else f"{value:,}"

@@ -21,7 +21,8 @@ from bncheck.findings.report import (
     Verdict,
 )
 from bncheck.findings.rule import Severity
-from bncheck.reports import Format, Style, write
+from bncheck.reports import Format, write
+from bncheck.reports.style import Style
 from bncheck.rules import RULES
 from bncheck.subjects.layer import UNKNOWN, Behaviour, Normalises, inferred, stored
 

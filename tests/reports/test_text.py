@@ -6,7 +6,8 @@ import pytest
 
 from bncheck.findings.report import Distribution, Finding, LayerSummary, Report, Run, Undecided, Verdict
 from bncheck.findings.rule import Severity
-from bncheck.reports import Format, Style, write
+from bncheck.reports import Format, write
+from bncheck.reports.style import Style
 from bncheck.subjects.layer import UNKNOWN, Behaviour, Normalises, inferred
 from bncheck.wording import escaped, short
 

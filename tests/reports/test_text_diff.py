@@ -11,7 +11,8 @@ from bncheck.findings.report import Report, Run
 from bncheck.findings.rule import Severity
 from bncheck.judgement.diagnosis import diagnose_pair
 from bncheck.pairing.groups import pair_of
-from bncheck.reports import Format, Style, write
+from bncheck.reports import Format, write
+from bncheck.reports.style import Style
 from bncheck.reports.text.diff import alike, headline
 from bncheck.rules import DIFF_RULES
 from bncheck.subjects.checkpoint import Checkpoint

@@ -11,7 +11,8 @@ from inline_snapshot import snapshot
 from bncheck.findings.report import Run
 from bncheck.findings.rule import Severity
 from bncheck.judgement.diagnosis import diagnose_evaluation
-from bncheck.reports import Format, Style, write
+from bncheck.reports import Format, write
+from bncheck.reports.style import Style
 from bncheck.reports.text.evaluation import intervals, percent
 from bncheck.rules import DRIFT_RULES, REPEAT_RULES
 from bncheck.subjects.evaluation import Agreement, Cause, CauseKind, Evaluation

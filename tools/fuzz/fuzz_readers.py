@@ -114,7 +114,8 @@ def examine(data: bytes) -> str:
     from bncheck.findings.report import Run
     from bncheck.findings.rule import Severity
     from bncheck.judgement.diagnosis import diagnose
-    from bncheck.reports import Format, Style, write
+    from bncheck.reports import Format, write
+    from bncheck.reports.style import Style
     from bncheck.rules import RULES
 
     try:

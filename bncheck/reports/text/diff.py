@@ -7,68 +7,20 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len
 from rich.text import Text
 
-from bncheck.findings.measurements import PairMeasurements
-from bncheck.findings.rule import Severity
-from bncheck.reports.headlines import foremost
+from bncheck.reports.headlines import changes_of
 from bncheck.reports.text.page import MAX_ROWS, Page
-from bncheck.wording import count, escaped, few, plural, short
+from bncheck.wording import count, escaped, few, short
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from bncheck.findings.measurements import ChangeNumbers
-    from bncheck.findings.report import Finding, Report
+    from bncheck.findings.report import Report
 
 # What a row shows of each shift, and the width of its bar: the first with which every name fits is used.
 LAYOUTS = ((("median", "max"), 10), (("median", "max"), 0), (("median",), 0))
 TITLES = {"max": "at most"}
 EQUALITY = {True: "equal", False: "changed", None: "-"}
-
-
-def changes_of(report: Report) -> Mapping[str, ChangeNumbers]:
-    return report.measurements.layers if isinstance(report.measurements, PairMeasurements) else {}
-
-
-def headline(report: Report) -> str:
-    """What happened, in words: the gravest finding, or what moved."""
-    layers = changes_of(report)
-    for severity in (Severity.ERROR, Severity.WARNING):
-        told = foremost([one for one in report.findings if one.severity.at_least(severity)])
-        if told:
-            same_rule = [one for one in report.findings if one.rule == told[0].rule]
-            return told[0].headline.format(layers=of_layers(same_rule, len(report.layers))) + batches(same_rule)
-    return unremarkable(list(layers.values()))
-
-
-def of_layers(findings: Sequence[Finding], layers: int) -> str:
-    return f"{len({(one.group, one.layer) for one in findings}):,} of {count(layers, 'layer')}"
-
-
-def batches(findings: Sequence[Finding]) -> str:
-    """` (24 train-mode batches)`, where the counters tell."""
-    told = {one.measured.get("train_mode_batches") for one in findings}
-    numbers = sorted(number for number in told if isinstance(number, int))
-    if not numbers:
-        return ""
-    fewest, most = numbers[0], numbers[-1]
-    shown = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
-    return f" ({shown} train-mode {plural('batch', most)})"
-
-
-def unremarkable(layers: Sequence[ChangeNumbers]) -> str:
-    """What moved where nothing is found."""
-    if not layers:
-        return "no BatchNorm layer"
-    total = count(len(layers), "layer")
-    weights = sum(layer.same_parameters is False for layer in layers)
-    statistics = sum(layer.same_statistics is False for layer in layers)
-    if not weights and not statistics:
-        return f"{total}, equal weights and statistics" if unknown(layers) == 0 else f"{total}, equal statistics"
-    return f"weights changed in {weights:,} of {total}, statistics in {statistics:,}"
-
-
-def unknown(layers: Sequence[ChangeNumbers]) -> int:
-    return sum(layer.same_parameters is None for layer in layers)
 
 
 def write_body(page: Page, report: Report) -> None:

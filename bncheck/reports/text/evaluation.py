@@ -8,8 +8,6 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from bncheck.findings.measurements import DriftMeasurements, RepeatMeasurements
-from bncheck.findings.rule import Severity
-from bncheck.reports.headlines import foremost
 from bncheck.reports.text.page import MAX_ROWS, Page
 from bncheck.wording import count, escaped, few, short
 
@@ -28,18 +26,6 @@ ARTEFACTS = {
     "exported": "exported program",
 }
 TRAIN_MODE = "cost of train mode"  # the name of the probe
-
-
-def headline(report: Report) -> str:
-    """The verdict in words: the gravest finding, or what is certain without one."""
-    told = foremost([finding for finding in report.findings if finding.severity is not Severity.NOTE])
-    if told:
-        named = [finding for finding in told if finding.layer is not None]
-        shown = f"{len(named):,} of {count(len(report.layers), 'BatchNorm layer')}" if named else "the model"
-        return told[0].headline.format(layers=shown)
-    if not report.layers:
-        return "no BatchNorm layer"
-    return ", ".join(report.all_clear) or "nothing found, and not all decided"
 
 
 def write_body(page: Page, report: Report) -> None:

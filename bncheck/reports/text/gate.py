@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from bncheck.findings.report import Verdict
-from bncheck.reports.text.page import Page, found_in_layers
+from bncheck.reports.text.page import Page
 from bncheck.wording import count, escaped
 
 if TYPE_CHECKING:
@@ -27,12 +27,6 @@ def write_body(page: Page, report: Report) -> None:
             reasons[check.reason].append(check.name)
     for reason, names in reasons.items():
         page.pair("not checked", escaped(f"{', '.join(names)}: {reason}"))
-
-
-def headline(report: Report) -> str:
-    """`2 errors`, `no findings, 3 suppressed`."""
-    said = found_in_layers(report)
-    return f"{said}, {len(report.suppressed):,} suppressed" if report.suppressed else said
 
 
 def write_end(page: Page, run: Run) -> None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from bncheck.reports import Style
+from bncheck.reports.style import Style
 from bncheck.reports.text.page import Page
+from bncheck.reports.text.run import write_report
 
 if TYPE_CHECKING:
     from bncheck.findings.report import Report
@@ -28,5 +29,5 @@ def as_text(report: Report) -> str:
         markup=False,
         emoji=False,
     )
-    page.report(report)
+    write_report(page, report)
     return out.getvalue().rstrip("\n")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from bncheck.findings.measurements import RecalibrationMeasurements
+from bncheck.reports.headlines import recalibration_of
 from bncheck.reports.text.evaluation import percent
 from bncheck.reports.text.page import MAX_ROWS, Page
 from bncheck.wording import count, escaped, few, short
@@ -24,23 +25,9 @@ VARIANCES = {
 }
 
 
-def numbers_of(report: Report) -> RecalibrationMeasurements:
-    assert isinstance(report.measurements, RecalibrationMeasurements)
-    return report.measurements
-
-
-def headline(report: Report) -> str:
-    """What was done, in words."""
-    numbers = numbers_of(report)
-    layers = count(len(numbers.layers), "BatchNorm layer")
-    of = f"of {numbers.copied_from}" if numbers.copied_from else "of the data"
-    done = "has" if numbers.target else "would have"
-    return f"{done} the statistics {of} in {layers}"
-
-
 def write_body(page: Page, report: Report) -> None:
     """How the statistics were found, what the model does with the old and the new ones, and how far each layer went."""
-    numbers = numbers_of(report)
+    numbers = recalibration_of(report)
     page.line()
     for label, value in lines(numbers):
         page.pair(label, escaped(value))
