@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bncheck.checkpoints import find_checkpoints, read_checkpoint
+from bncheck.checkpoints import read_checkpoint
+from bncheck.checkpoints.search import find_checkpoints
 from bncheck.checkpoints.sources.local import FileSource
 from bncheck.errors import UsageError
 from bncheck.findings.rule import Severity

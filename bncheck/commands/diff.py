@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bncheck.checkpoints import find_checkpoints, read_checkpoint
+from bncheck.checkpoints import read_checkpoint
+from bncheck.checkpoints.search import find_checkpoints
 from bncheck.checkpoints.sources.local import FileSource
 from bncheck.commands.inspect import find_all
 from bncheck.errors import BncheckError, UsageError

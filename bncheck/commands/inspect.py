@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from bncheck.checkpoints import find_checkpoints, read_checkpoint
+from bncheck.checkpoints import read_checkpoint
+from bncheck.checkpoints.search import find_checkpoints
 from bncheck.checkpoints.sources.local import FileSource
 from bncheck.errors import BncheckError
 from bncheck.judgement.diagnosis import diagnose, unreadable

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bncheck.checkpoints import find_checkpoints, read_checkpoint
+from bncheck.checkpoints import read_checkpoint
 from bncheck.checkpoints.contents.state_dicts import COUNTER
 from bncheck.checkpoints.rewriting.file import check_target, write_checkpoint
 from bncheck.checkpoints.rewriting.plan import NewStatistics, choose_group, key_of, plan_rewrite, read_writable
+from bncheck.checkpoints.search import find_checkpoints
 from bncheck.checkpoints.sources.local import FileSource
 from bncheck.errors import UsageError
 from bncheck.findings.measurements import agreement

@@ -22,7 +22,7 @@ from bncheck.subjects.checkpoint import GlobalReference, Use
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from bncheck.checkpoints.sources.local import Source
+    from bncheck.checkpoints.sources import Source
 
 # The largest pickle that is read. Tensors lie outside the pickle, so that real ones are small (a ResNet-50
 # state_dict: 30 kB); the bound keeps memory bounded for a file that was made to exhaust it.

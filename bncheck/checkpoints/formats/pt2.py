@@ -31,11 +31,11 @@ from bncheck.checkpoints.contents.state_dicts import (
     read_counter,
     read_tensors,
 )
+from bncheck.checkpoints.encodings.json import parse_json
 from bncheck.checkpoints.encodings.pickles import MAX_BYTES, read_pickle
 from bncheck.checkpoints.encodings.tensors import MAX_DIMENSIONS, is_count, strided_tensor
 from bncheck.checkpoints.encodings.zip_archive import LOCAL_HEADER, LOCAL_MAGIC, STORED, Entry, ZipArchive, open_archive
-from bncheck.checkpoints.formats.safetensors import parse_json
-from bncheck.checkpoints.sources.local import Part
+from bncheck.checkpoints.sources.part import Part
 from bncheck.errors import DAMAGED_HINT, UnreadableError, UnsupportedError
 from bncheck.subjects.checkpoint import Checkpoint, Connection, GlobalReference, Group, Tensor
 from bncheck.subjects.layer import UNKNOWN, BatchNormLayer, Known, Setting, inferred, stored
@@ -44,7 +44,7 @@ from bncheck.wording import quoted
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from bncheck.checkpoints.sources.local import Source
+    from bncheck.checkpoints.sources import Source
 
     Json = dict[str, Any]
 

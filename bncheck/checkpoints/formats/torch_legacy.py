@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -18,14 +19,17 @@ from bncheck.checkpoints.contents.torch_objects import CONSTRUCTORS, StorageReco
 from bncheck.checkpoints.contents.training_facts import facts_of
 from bncheck.checkpoints.encodings.pickles import Damaged, Global, Pickle, read_pickle_at
 from bncheck.checkpoints.encodings.places import Region, stored
-from bncheck.checkpoints.encodings.tensors import DTYPES, is_count, strided_tensor
-from bncheck.checkpoints.formats.unrecognised import tar_members
+from bncheck.checkpoints.encodings.tar import tar_members
+from bncheck.checkpoints.encodings.tensors import DTYPES, is_count, read_from, strided_tensor
 from bncheck.errors import DAMAGED_HINT, UnreadableError, UnsupportedError
 from bncheck.subjects.checkpoint import Checkpoint, GlobalReference, Tensor
 from bncheck.wording import quoted
 
 if TYPE_CHECKING:
-    from bncheck.checkpoints.sources.local import Source
+    from collections.abc import Iterator
+
+    from bncheck.checkpoints.encodings.places import View
+    from bncheck.checkpoints.sources import Source
 
 FORMAT = "torch.save, legacy"
 # torch.serialization.MAGIC_NUMBER as pickles hold it: LONG1 of ten bytes, little-endian, and the LONG of protocol 1
@@ -113,6 +117,14 @@ def unpickle(source: Source) -> tuple[Pickle, Storages]:
     return Pickle(pickle.value, pickle.end, globals_), storages
 
 
+def views(source: Source) -> Iterator[View]:
+    """Every tensor and every bare storage of the pickle: any of them may lie over others."""
+    from bncheck.checkpoints.contents.views import views_in  # for rewriting alone
+
+    pickle, storages = unpickle(source)
+    return views_in(pickle.value, storages.region)
+
+
 def no_storage(_: object) -> object:
     raise Damaged("a storage stands where none can be")
 
@@ -177,10 +189,6 @@ class Storages:
             if skipped + viewed > size:
                 raise self.damaged(f"has {quoted(label)} in a view that reaches outside its storage")
             start, size = start + skipped, viewed
-
-        def read_range(offset: int, length: int) -> bytes:
-            return self.source.read(start + offset, length)
-
         tensor = strided_tensor(
             f"{quoted(label)} in {self.source.name}",
             record.dtype,
@@ -188,7 +196,7 @@ class Storages:
             record.strides,
             record.offset,
             size,
-            read_range,
+            partial(read_from, self.source, start),
         )
         return stored(tensor, Region(self.source, start), record.strides, record.offset)
 

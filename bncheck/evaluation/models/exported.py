@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from torch.export import ExportedProgram
 
-    from bncheck.checkpoints.sources.local import Source
+    from bncheck.checkpoints.sources import Source
 
 # Names, operators, shapes, equations of einsum: nothing that ends a string or calls a function.
 PLAIN = re.compile(r"[\w.,:;/+*<>=#\[\] -]*")

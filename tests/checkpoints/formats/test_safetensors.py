@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from bncheck.checkpoints import find_checkpoints
+from bncheck.checkpoints.search import find_checkpoints
 from bncheck.errors import UnreadableError
 from bncheck.subjects.checkpoint import Checkpoint
 

@@ -39,7 +39,7 @@ from bncheck.wording import quoted
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from bncheck.checkpoints.sources.local import Source
+    from bncheck.checkpoints.sources import Source
 
 FORMAT = "TorchScript"
 CLASSES = "__torch__"
