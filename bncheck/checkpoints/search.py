@@ -19,8 +19,7 @@ def single_checkpoint(name: str | os.PathLike[str]) -> Path:
     Raises:
         UsageError: a folder or pattern holds no checkpoint, or several.
     """
-    name = os.fspath(name)
-    paths = find_checkpoints(name)
+    paths = find_checkpoints(Path(name))
     if len(paths) > 1:
         raise UsageError(f"{name} holds {count(len(paths), 'checkpoint')}: {few(paths)}", "Give one of them.")
     return paths[0]

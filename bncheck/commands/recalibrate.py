@@ -6,7 +6,7 @@ torch; writing runs nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,25 +14,37 @@ from bncheck.checkpoints import read_checkpoint
 from bncheck.checkpoints.contents.state_dicts import COUNTER
 from bncheck.checkpoints.rewriting.file import check_target, write_checkpoint
 from bncheck.checkpoints.rewriting.plan import NewStatistics, choose_group, key_of, plan_rewrite, read_writable
-from bncheck.checkpoints.search import find_checkpoints
-from bncheck.checkpoints.sources.local import FileSource
+from bncheck.checkpoints.search import single_checkpoint
+from bncheck.checkpoints.sources import open_source
+from bncheck.commands.on_data import with_configuration
+from bncheck.commands.progress import SILENT
 from bncheck.errors import UsageError
 from bncheck.findings.measurements import agreement
 from bncheck.findings.measurements import shift as shift_numbers
+from bncheck.findings.report import Run
 from bncheck.judgement import verdicts
 from bncheck.judgement.diagnosis import diagnose, diagnose_evaluation
 from bncheck.judgement.selection import chosen, fits
+from bncheck.judgement.verdicts import exit_code
+from bncheck.options.data import Samples
+from bncheck.options.model import OneCheckpoint
+from bncheck.options.option import make
+from bncheck.options.probing import RecalibrateOptions
 from bncheck.pairing.names import layer_pairs
 from bncheck.rules import DRIFT_RULES, INSPECT_RULES
-from bncheck.wording import count, few
+from bncheck.wording import few
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    import torch
+
+    from bncheck.checkpoints.sources import Source
+    from bncheck.commands.progress import Progress
     from bncheck.evaluation.models.runnable import Runnable
     from bncheck.evaluation.probes.recalibrate import Recalibration, RecalibrationOptions
     from bncheck.findings.report import Report
-    from bncheck.findings.rule import Rule, Severity
+    from bncheck.findings.rule import Rule
     from bncheck.subjects.checkpoint import Checkpoint, Group
     from bncheck.subjects.evaluation import Evaluation
     from bncheck.subjects.layer import BatchNormLayer
@@ -40,35 +52,51 @@ if TYPE_CHECKING:
     Numbers = dict[str, object]
 
 
-@dataclass(frozen=True, slots=True)
-class RepairOptions:
-    """What becomes of the file, and who judges it."""
-
-    output: Path | None  # None: nothing is written
-    force: bool = False
-    group: str | None = None
-    layers: tuple[str, ...] = ()  # globs; none stands for all layers
-    fail_on: Severity | None = None
-    select: tuple[str, ...] = ()
-    ignore: tuple[str, ...] = ()
-
-    @property
-    def rules(self) -> tuple[Rule, ...]:
-        return chosen((*INSPECT_RULES, *DRIFT_RULES), self.select, self.ignore)
+OPTIONS = (OneCheckpoint, Samples, RecalibrateOptions)
+EXAMPLES = (
+    "bncheck recalibrate best.pth --model net.py:Net --data train/ -o best.fixed.pth",
+    "bncheck recalibrate best.pth --from before.pth -o best.fixed.pth",
+)
 
 
-def single_file(path: Path) -> Path:
-    """The one checkpoint that a path, a folder or a pattern names."""
-    found = find_checkpoints(str(path))
-    if len(found) > 1:
-        raise UsageError(f"{path} holds {count(len(found), 'checkpoint')}: {few(found)}", "Give one of them.")
-    return found[0]
+def run(said: Mapping[str, Any], progress: Progress = SILENT) -> Run:
+    """The report on the new checkpoint.
+
+    Raises:
+        BncheckError: what is asked for cannot be done. Then nothing was written.
+    """
+    data = said.get("data")
+    said = with_configuration("recalibrate", said)
+    options = make(RecalibrateOptions, said)
+    if options.from_ is None:
+        data = said.get("data")
+    if (data is None) == (options.from_ is None):
+        raise UsageError(
+            "statistics come from --data or from --from", "Give one of the two: --data DIR, or --from OTHER."
+        )
+    if (options.output is None) == (not options.dry_run):
+        raise UsageError("the new file is named by --output, or left out by --dry-run", "Give one of the two.")
+    path = Path(said["checkpoint"])
+    if options.from_ is not None:
+        report = copy_statistics(path, Path(options.from_), options)
+    else:
+        report = recalibrate_file(path, data, options, progress.samples("recalibrate"))
+    return Run("recalibrate", (report,), exit_code([report]))
+
+
+def rules_of(options: RecalibrateOptions) -> tuple[Rule, ...]:
+    return chosen((*INSPECT_RULES, *DRIFT_RULES), options.select, options.ignore)
+
+
+def output_of(options: RecalibrateOptions) -> Path | None:
+    """The file to write; None where nothing is."""
+    return None if options.output is None or options.dry_run else Path(options.output)
 
 
 # -- from another checkpoint
 
 
-def copy_statistics(path: Path, other: Path, options: RepairOptions) -> Report:
+def copy_statistics(path: Path, other: Path, options: RecalibrateOptions) -> Report:
     """Writes a copy of a checkpoint that has the statistics of another one, and nothing else of it.
 
     Layers are matched by name, a prefix that all have in one of the two files aside.
@@ -76,38 +104,38 @@ def copy_statistics(path: Path, other: Path, options: RepairOptions) -> Report:
     Raises:
         BncheckError: a file cannot be read, the layers do not match, or the copy cannot be written.
     """
-    path, other = single_file(path), single_file(other)
-    rules = options.rules
-    if options.output:
-        check_target(options.output, [path, other], force=options.force)
-    with FileSource(path) as source, FileSource(other) as other_source:
+    path, other = single_checkpoint(path), single_checkpoint(other)
+    rules, output = rules_of(options), output_of(options)
+    if output:
+        check_target(output, [path, other], force=options.force)
+    with open_source(path) as source, open_source(other) as other_source:
         checkpoint = read_writable(source)
         group = choose_group(checkpoint, options.group)
         giving = choose_group(
             read_checkpoint(other_source), options.group if is_in(options.group, other_source) else None
         )
-        chosen_layers = layers_named(group, options.layers, path)
+        chosen_layers = layers_named(group, tuple(options.layer), path)
         statistics = {
             layer.name: statistics_of(pair, other) for layer, pair in matched(chosen_layers, giving, group, other)
         }
         plan = plan_rewrite(source, group.name, statistics)
         numbers: Numbers = {
             "source": str(path),
-            "target": str(options.output) if options.output else None,
+            "target": str(output) if output else None,
             "method": "copied",
             "from": str(other),
             "layers": changes(group, statistics),
             "kept": {},
         }
-        if options.output:
-            target = write_checkpoint(plan, options.output, [path, other], force=options.force)
+        if output:
+            target = write_checkpoint(plan, output, [path, other], force=options.force)
             report = inspected(target, options, rules)
         else:
-            report = diagnose(with_statistics(checkpoint, group, statistics), options.fail_on, rules)
+            report = diagnose(with_statistics(checkpoint, group, statistics), options.threshold, rules)
     return finished(report, None, numbers, counter_notes(plan.without_counter), options)
 
 
-def is_in(glob: str | None, source: FileSource) -> bool:
+def is_in(glob: str | None, source: Source) -> bool:
     return glob is not None and any(fits(group.name, (glob,)) for group in read_checkpoint(source).groups)
 
 
@@ -166,64 +194,63 @@ def statistics_of(layer: BatchNormLayer, other: Path) -> NewStatistics:
 
 def recalibrate_file(
     path: Path,
-    given: Mapping[str, Any],
-    options: RepairOptions,
-    estimation: RecalibrationOptions,
+    data: Any,
+    options: RecalibrateOptions,
     progress: Callable[[int], None] = lambda samples: None,
 ) -> Report:
     """Writes a copy of a checkpoint whose statistics are those of data, and measures both.
 
     Args:
         path: the checkpoint.
-        given: the options of the command line that name the model and the data, by name.
-        options: what becomes of the file.
-        estimation: how the statistics are estimated.
+        data: what `--data` names, or batches.
+        options: how the model and the data are made, how statistics are estimated, and what becomes of the file.
         progress: told the number of samples of each batch that is done.
 
     Raises:
         BncheckError: the model, the data or the file fail.
     """
-    path = single_file(path)
-    rules = options.rules
-    if options.output:
-        check_target(options.output, [path], force=options.force)
-    with FileSource(path) as source:
+    path = single_checkpoint(path)
+    rules, output = rules_of(options), output_of(options)
+    if output:
+        check_target(output, [path], force=options.force)
+    with open_source(path) as source:
         checkpoint = read_writable(source)
         group = choose_group(checkpoint, options.group)
         from bncheck.evaluation.models.architecture import importable
         from bncheck.evaluation.probes.drift import drift
         from bncheck.evaluation.probes.recalibrate import chosen_layers, names_in_file, recalibrate
-        from bncheck.evaluation.session import load_model, opened
+        from bncheck.evaluation.session import folders_of, load_model, opened
 
-        runnable, data = opened(path, given)
+        estimation = estimation_of(options)
+        runnable, batches = opened(path, data, options)
         names = names_in_file(runnable, group)
         asked, _ = chosen_layers(runnable, estimation)
         rehearse(source, group, [names[name] for name in asked])
-        with importable(given["python_path"] or ()):
-            before = drift(runnable, data, progress=progress)
-            found = recalibrate(runnable, data, estimation, progress)
+        with importable(folders_of(options)):
+            before = drift(runnable, batches, progress=progress)
+            found = recalibrate(runnable, batches, estimation, progress)
             statistics = {names[name]: new for name, new in found.statistics.items()}
             plan = plan_rewrite(source, group.name, statistics)
-            if options.output:
-                target = write_checkpoint(plan, options.output, [path], force=options.force)
+            if output:
+                target = write_checkpoint(plan, output, [path], force=options.force)
                 report = inspected(target, options, rules)
-                after = drift(load_model(target, given), data, progress=progress)
+                after = drift(load_model(target, options), batches, progress=progress)
             else:
-                report = diagnose(with_statistics(checkpoint, group, statistics), options.fail_on, rules)
-                after = rehearsed(runnable, found, lambda copy: drift(copy, data, progress=progress))
+                report = diagnose(with_statistics(checkpoint, group, statistics), options.threshold, rules)
+                after = rehearsed(runnable, found, lambda copy: drift(copy, batches, progress=progress))
     numbers = numbers_of(found, estimation, before, after)
     numbers |= {
         "source": str(path),
-        "target": str(options.output) if options.output else None,
+        "target": str(output) if output else None,
         "layers": changes(group, statistics),
         "kept": {names.get(name, name): reason for name, reason in found.kept.items()},
     }
-    judged = diagnose_evaluation(after, options.fail_on, rules)
+    judged = diagnose_evaluation(after, options.threshold, rules)
     notes = (*found.notes, *counter_notes(plan.without_counter), *before.notes)
     return finished(report, judged, numbers, notes, options)
 
 
-def rehearse(source: FileSource, group: Group, names: list[str]) -> None:
+def rehearse(source: Source, group: Group, names: list[str]) -> None:
     """Raises what writing to the layers would raise, before a long run and not after it."""
     import numpy as np
 
@@ -267,9 +294,7 @@ def numbers_of(
     }
 
 
-def recalibrate_module(
-    runnable: Runnable, data: Any, options: RepairOptions, estimation: RecalibrationOptions
-) -> Report:
+def recalibrate_module(module: torch.nn.Module, data: Any, options: RecalibrateOptions) -> Report:
     """Gives a live model the statistics of data, and measures it before and after; what fails leaves it as it was.
 
     Raises:
@@ -278,11 +303,14 @@ def recalibrate_module(
     from bncheck.evaluation.models.live import live_checkpoint, live_group
     from bncheck.evaluation.probes.drift import drift
     from bncheck.evaluation.probes.recalibrate import apply, recalibrate
+    from bncheck.evaluation.session import opened
 
+    estimation, rules = estimation_of(options), rules_of(options)
+    runnable, batches = opened(module, data, options)
     checkpoint = live_checkpoint(runnable.module)
-    before = drift(runnable, data)
-    found = recalibrate(runnable, data, estimation)
-    after = rehearsed(runnable, found, lambda copy: drift(copy, data))
+    before = drift(runnable, batches)
+    found = recalibrate(runnable, batches, estimation)
+    after = rehearsed(runnable, found, lambda copy: drift(copy, batches))
     numbers = numbers_of(found, estimation, before, after)
     numbers |= {
         "source": checkpoint.source,
@@ -292,17 +320,26 @@ def recalibrate_module(
     }
     apply(runnable.layers, found.statistics)
     live = replace(checkpoint, groups=(live_group(runnable.module),))
-    report = diagnose(live, options.fail_on, options.rules)
-    return finished(report, diagnose_evaluation(after, options.fail_on, options.rules), numbers, found.notes, options)
+    report = diagnose(live, options.threshold, rules)
+    return finished(report, diagnose_evaluation(after, options.threshold, rules), numbers, found.notes, options)
+
+
+def estimation_of(options: RecalibrateOptions) -> RecalibrationOptions:
+    """How statistics are estimated."""
+    from bncheck.evaluation.probes.recalibrate import Method, RecalibrationOptions, Variance
+
+    return RecalibrationOptions(
+        Method(options.method), Variance(options.variance), tuple(options.layer), options.keep_frozen
+    )
 
 
 # -- the report
 
 
-def inspected(target: Path, options: RepairOptions, rules: tuple[Rule, ...]) -> Report:
+def inspected(target: Path, options: RecalibrateOptions, rules: tuple[Rule, ...]) -> Report:
     """The report on the file that was written."""
-    with FileSource(target) as source:
-        return diagnose(read_checkpoint(source), options.fail_on, rules)
+    with open_source(target) as source:
+        return diagnose(read_checkpoint(source), options.threshold, rules)
 
 
 def with_statistics(checkpoint: Checkpoint, group: Group, statistics: Mapping[str, NewStatistics]) -> Checkpoint:
@@ -350,13 +387,13 @@ def counter_notes(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def finished(
-    report: Report, judged: Report | None, numbers: Numbers, notes: tuple[str, ...], options: RepairOptions
+    report: Report, judged: Report | None, numbers: Numbers, notes: tuple[str, ...], options: RecalibrateOptions
 ) -> Report:
     """The report on the new statistics: of the file, of the model that ran with them, and of what was done."""
     findings = (*report.findings, *(judged.findings if judged else ()))
     return replace(
         report,
-        verdict=verdicts.verdict(findings, bool(report.layers), options.fail_on),
+        verdict=verdicts.verdict(findings, bool(report.layers), options.threshold),
         findings=findings,
         undecided=(*report.undecided, *(judged.undecided if judged else ())),
         rules=tuple(dict.fromkeys((*report.rules, *(judged.rules if judged else ())))),

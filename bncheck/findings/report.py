@@ -161,3 +161,4 @@ class Run:
     reports: tuple[Report, ...]
     exit_code: int
     remarks: tuple[str, ...] = ()  # on the policy of the gate: what it names and does nothing
+    files: tuple[tuple[str, str], ...] = ()  # to be written beside the reports: path, text

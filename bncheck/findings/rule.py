@@ -72,3 +72,12 @@ class Rule:
     def summary(self) -> str:
         """The first line of the explanation."""
         return self.explanation.strip().splitlines()[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A text under headings, and how severe what it is about is; None for a parameter."""
+
+    name: str
+    severity: Severity | None
+    text: str

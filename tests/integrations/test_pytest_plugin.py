@@ -126,7 +126,8 @@ def run_alone(folder: Path, prelude: str, *arguments: str) -> str:
 
 def test_who_does_not_use_it_imports_a_few_small_files(tmp_path: Path) -> None:
     (tmp_path / "test_nothing.py").write_text("def test_nothing(): pass\n")
-    assert run_alone(tmp_path, "", "-q") == "code 0 ['bncheck', 'bncheck.errors', 'bncheck.integrations', 'bncheck.integrations.pytest_plugin', 'bncheck.version']"
+    names = ["", ".errors", ".integrations", ".integrations.pytest_plugin", ".version"]
+    assert run_alone(tmp_path, "", "-q") == f"code 0 {[f'bncheck{name}' for name in names]}"
 
 
 def test_without_torch_pytest_runs_and_the_fixture_says_what_it_takes(tmp_path: Path) -> None:
