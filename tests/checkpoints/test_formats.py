@@ -19,7 +19,7 @@ from bncheck.checkpoints.formats import readers
 from bncheck.checkpoints.search import find_checkpoints
 from bncheck.subjects.checkpoint import Checkpoint
 from bncheck.subjects.layer import Known
-from tests.checkpoints.formats.test_safetensors import write_shards
+from tests.checkpoints.formats.test_sharded import write_shards
 
 STATE_DICT = {"statistics": "yes", "momentum, eps": "no", "mode": "no"}
 MODULE = {"statistics": "yes", "momentum, eps": "yes", "mode": "yes"}
