@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 import bncheck
-from bncheck import checkpoints, rules
+from bncheck import rules
+from bncheck.checkpoints.formats import FORMATS
+from bncheck.checkpoints.formats import readers as checkpoint_readers
 from bncheck.glossary import GLOSSARY
 from bncheck.reports import Format
 from bncheck.rules import CATALOGUE, RULES
@@ -132,12 +134,27 @@ def test_a_rule_has_an_explanation_a_test_and_a_kebab_name(rule) -> None:  # typ
 
 
 def test_every_format_of_checkpoints_is_registered_and_tested() -> None:
-    """A reader is a file with `recognises` and `read`; none may be forgotten in FORMATS."""
-    readers = {path.stem for path in (PACKAGE / "checkpoints").glob("*.py") if "\ndef recognises(" in path.read_text()}
-    assert set(checkpoints.FORMATS) == readers
-    assert len({format_.FORMAT for format_ in checkpoints.readers()}) == len(checkpoints.FORMATS)
-    tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests" / "checkpoints").glob("test_*.py")}
-    assert readers - {"sharded"} <= tests  # the shards are tested with what they are made of
+    """A reader is a file or folder of formats/ with `recognises`; a line in FORMATS and tests belong to it."""
+    folder = PACKAGE / "checkpoints" / "formats"
+    fronts = {path.stem: path for path in folder.glob("[!_]*.py")} | {
+        path.parent.name: path for path in folder.glob("*/__init__.py")
+    }
+    readers = {name for name, path in fronts.items() if "\ndef recognises(" in path.read_text()}
+    tests = {path.stem for path in (ROOT / "tests" / "checkpoints" / "formats").iterdir()}
+    registry = "FORMATS of bncheck/checkpoints/formats/__init__.py"
+    missing = [f"the reader {name} has no line in {registry}" for name in sorted(readers - set(FORMATS))]
+    missing += [
+        f"{registry} names {name}, and no such file beside it has `recognises`"
+        for name in sorted(set(FORMATS) - readers)
+    ]
+    missing += [
+        f"the reader {name} has no tests/checkpoints/formats/test_{name}.py"
+        for name in sorted(readers)
+        if f"test_{name}" not in tests
+    ]
+    assert not missing, "; ".join(missing)
+    names = [reader.FORMAT for reader in checkpoint_readers()]
+    assert len(set(names)) == len(names), f"two readers in bncheck/checkpoints/formats have one FORMAT: {names}"
 
 
 def test_every_report_format_is_a_tested_file() -> None:

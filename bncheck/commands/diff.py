@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bncheck.checkpoints.search import single_checkpoint
 from bncheck.commands.many import examine_all, find_all
 from bncheck.commands.progress import SILENT
-from bncheck.commands.subjects import read, single_checkpoint
+from bncheck.commands.subjects import read
 from bncheck.errors import UsageError
 from bncheck.findings.report import Run
 from bncheck.judgement.diagnosis import diagnose_pair

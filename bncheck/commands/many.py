@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bncheck.checkpoints import find_checkpoints
+from bncheck.checkpoints.search import find_checkpoints
 from bncheck.errors import REPORT_IT, BncheckError
 from bncheck.judgement.diagnosis import unreadable
 

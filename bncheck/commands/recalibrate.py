@@ -14,10 +14,10 @@ from bncheck.checkpoints import read_checkpoint
 from bncheck.checkpoints.contents.state_dicts import COUNTER
 from bncheck.checkpoints.rewriting.file import check_target, write_checkpoint
 from bncheck.checkpoints.rewriting.plan import NewStatistics, choose_group, key_of, plan_rewrite, read_writable
-from bncheck.checkpoints.sources.local import FileSource
+from bncheck.checkpoints.search import single_checkpoint
+from bncheck.checkpoints.sources import open_source
 from bncheck.commands.on_data import with_configuration
 from bncheck.commands.progress import SILENT
-from bncheck.commands.subjects import single_checkpoint
 from bncheck.errors import UsageError
 from bncheck.findings.measurements import EstimationNumbers, NewNumbers, RecalibrationMeasurements
 from bncheck.findings.report import Run
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from bncheck.checkpoints.sources import Source
     from bncheck.commands.progress import Progress
     from bncheck.evaluation.models.runnable import Runnable
     from bncheck.evaluation.probes.recalibrate import Recalibration, RecalibrationOptions
@@ -106,7 +107,7 @@ def copy_statistics(path: Path, other: Path, options: RecalibrateOptions) -> Rep
     rules, output = rules_of(options), output_of(options)
     if output:
         check_target(output, [path, other], force=options.force)
-    with FileSource(path) as source, FileSource(other) as other_source:
+    with open_source(path) as source, open_source(other) as other_source:
         checkpoint = read_writable(source)
         group = choose_group(checkpoint, options.group)
         giving = choose_group(
@@ -132,7 +133,7 @@ def copy_statistics(path: Path, other: Path, options: RecalibrateOptions) -> Rep
     return finished(report, None, numbers, counter_notes(plan.without_counter), options)
 
 
-def is_in(glob: str | None, source: FileSource) -> bool:
+def is_in(glob: str | None, source: Source) -> bool:
     return glob is not None and any(fits(group.name, (glob,)) for group in read_checkpoint(source).groups)
 
 
@@ -210,7 +211,7 @@ def recalibrate_file(
     rules, output = rules_of(options), output_of(options)
     if output:
         check_target(output, [path], force=options.force)
-    with FileSource(path) as source:
+    with open_source(path) as source:
         checkpoint = read_writable(source)
         group = choose_group(checkpoint, options.group)
         from bncheck.evaluation.models.architecture import importable
@@ -248,7 +249,7 @@ def recalibrate_file(
     return finished(report, judged, numbers, notes, options)
 
 
-def rehearse(source: FileSource, group: Group, names: list[str]) -> None:
+def rehearse(source: Source, group: Group, names: list[str]) -> None:
     """Raises what writing to the layers would raise, before a long run and not after it."""
     import numpy as np
 
@@ -335,7 +336,7 @@ def estimation_of(options: RecalibrateOptions) -> RecalibrationOptions:
 
 def inspected(target: Path, options: RecalibrateOptions, rules: tuple[Rule, ...]) -> Report:
     """The report on the file that was written."""
-    with FileSource(target) as source:
+    with open_source(target) as source:
         return diagnose(read_checkpoint(source), options.threshold, rules)
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bncheck.checkpoints import find_checkpoints, read_checkpoint
-from bncheck.checkpoints.sources.local import FileSource
-from bncheck.errors import UsageError
-from bncheck.wording import count, few
+from bncheck.checkpoints import read_checkpoint
+from bncheck.checkpoints.search import single_checkpoint
+from bncheck.checkpoints.sources import open_source
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -28,19 +26,7 @@ def read(subject: Subject, open_files: ExitStack) -> Checkpoint:
         BncheckError: the file cannot be read, or several are named.
     """
     if isinstance(subject, (str, os.PathLike)):
-        return read_checkpoint(open_files.enter_context(FileSource(single_checkpoint(subject))))
+        return read_checkpoint(open_files.enter_context(open_source(single_checkpoint(subject))))
     from bncheck.evaluation.models.live import live_checkpoint
 
     return live_checkpoint(subject)
-
-
-def single_checkpoint(name: str | os.PathLike[str]) -> Path:
-    """The one file that a path, a folder or a pattern names.
-
-    Raises:
-        UsageError: there are several, or none.
-    """
-    paths = find_checkpoints(str(Path(name)))
-    if len(paths) > 1:
-        raise UsageError(f"{name} holds {count(len(paths), 'checkpoint')}: {few(paths)}", "Give one of them.")
-    return paths[0]

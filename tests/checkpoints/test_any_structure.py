@@ -15,7 +15,7 @@ from torch import nn
 
 from bncheck.checkpoints import read_checkpoint
 from bncheck.subjects.layer import BatchNormLayer, Known
-from tests.checkpoints.test_zip_archive import MemorySource
+from tests.checkpoints.encodings.test_zip_archive import MemorySource
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 FLAGS = st.booleans()

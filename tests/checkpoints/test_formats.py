@@ -15,10 +15,11 @@ import torch.distributed.checkpoint
 from safetensors.torch import save_file
 from torch import nn
 
-from bncheck.checkpoints import find_checkpoints, readers
+from bncheck.checkpoints.formats import readers
+from bncheck.checkpoints.search import find_checkpoints
 from bncheck.subjects.checkpoint import Checkpoint
 from bncheck.subjects.layer import Known
-from tests.checkpoints.formats.test_safetensors import write_shards
+from tests.checkpoints.formats.test_sharded import write_shards
 
 STATE_DICT = {"statistics": "yes", "momentum, eps": "no", "mode": "no"}
 MODULE = {"statistics": "yes", "momentum, eps": "yes", "mode": "yes"}

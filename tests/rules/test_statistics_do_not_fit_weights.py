@@ -19,7 +19,7 @@ from bncheck.findings.rule import CannotTell, Evidence
 from bncheck.rules.statistics_do_not_fit_weights import FIX, NO_GRAPH, NO_PAIR, RULE, mean_of_output
 from bncheck.subjects.checkpoint import Checkpoint, Connection, Group
 from bncheck.subjects.layer import BatchNormLayer, StatisticsUse
-from tests.checkpoints.test_connections import FORMATS, Network, joined
+from tests.checkpoints.contents.test_connections import FORMATS, Network, joined
 from tests.rules.layers import fresh, layer
 
 CHANNELS = 12

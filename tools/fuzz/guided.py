@@ -31,7 +31,7 @@ def main() -> None:
     with atheris.instrument_imports(include=["bncheck"]):
         for name in ("bncheck.diagnosis", "bncheck.reports.json", "bncheck.reports.text"):
             import_module(name)
-        for _ in import_module("bncheck.checkpoints").formats():
+        for _ in import_module("bncheck.checkpoints.formats").readers():
             pass  # each is imported when it is asked for
         examine = import_module("tools.fuzz.fuzz_readers").examine
 

@@ -22,8 +22,6 @@ from bncheck.subjects.checkpoint import GlobalReference, Use
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from bncheck.checkpoints.sources.local import Source
-
 # The largest pickle that is read. Tensors lie outside the pickle, so that real ones are small (a ResNet-50
 # state_dict: 30 kB); the bound keeps memory bounded for a file that was made to exhaust it.
 MAX_BYTES = 32 * 2**20
@@ -31,10 +29,6 @@ MAX_BYTES = 32 * 2**20
 MAX_OPCODES = 1_000_000
 # Functions and classes that one pickle refers to; a model has some dozens.
 MAX_GLOBALS = 10_000
-# A pickle whose length is not known beforehand is read in windows that start with this many bytes.
-FIRST_WINDOW = 2**18
-# A window that is too small is read again this many times larger. The steps are few, since each starts from anew.
-WINDOW_GROWTH = 32
 
 # The longest dotted name of a function or class.
 MAX_NAME_LENGTH = 1000
@@ -476,45 +470,8 @@ def read_pickle(
         raise damaged_pickle(name, error) from None
 
 
-def read_pickle_at(
-    source: Source,
-    offset: int,
-    constructors: Mapping[tuple[str, str], Callable[..., object]],
-    persistent: Callable[[object], object],
-    window: int = FIRST_WINDOW,
-) -> Pickle:
-    """The pickle at `offset` of a source, of unknown length; its `end` is counted from the start of the source.
-
-    Args:
-        source, offset: where it stands.
-        constructors, persistent: see Interpreter. They see the start of the pickle again if it is longer than
-            the window.
-        window: so many bytes are read at first.
-
-    Raises:
-        UnreadableError: the pickle is damaged, or larger or more involved than any real one.
-    """
-    available = min(max(source.size - offset, 0), MAX_BYTES)
-    while window < available:
-        try:
-            pickle = Interpreter(constructors, persistent).run(source.read(offset, window))
-        except (Damaged, OverflowError) as error:
-            raise damaged_pickle(source.name, error) from None
-        except ValueError:  # the tokeniser met the end of the window, or damage
-            window *= WINDOW_GROWTH
-        else:
-            pickle.end += offset
-            return pickle
-    pickle = read_pickle(source.read(offset, min(window, available)), source.name, constructors, persistent)
-    pickle.end += offset
-    return pickle
-
-
 def damaged_pickle(name: str, error: Exception) -> UnreadableError:
-    return UnreadableError(
-        f"{name} holds a pickle that cannot be read: {one_line(error)}",
-        DAMAGED_HINT,
-    )
+    return UnreadableError(f"{name} holds a pickle that cannot be read: {one_line(error)}", DAMAGED_HINT)
 
 
 def one_line(error: Exception) -> str:

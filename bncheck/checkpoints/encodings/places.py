@@ -10,7 +10,7 @@ from bncheck.subjects.checkpoint import Tensor
 
 if TYPE_CHECKING:
     from bncheck.checkpoints.encodings.zip_archive import Entry, ZipArchive
-    from bncheck.checkpoints.sources.local import Source
+    from bncheck.checkpoints.sources import Source
     from bncheck.subjects.layer import Array
 
 

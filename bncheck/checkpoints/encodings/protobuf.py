@@ -13,7 +13,7 @@ from bncheck.errors import DAMAGED_HINT, UnreadableError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.checkpoints.sources.local import Source
+    from bncheck.checkpoints.sources import Source
 
 # How a field is written: a number, or a length and that many bytes.
 NUMBER, LONG, BYTES, SHORT = 0, 1, 2, 5

@@ -12,10 +12,11 @@ from bncheck.subjects.checkpoint import Tensor
 from bncheck.wording import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy
 
+    from bncheck.checkpoints.sources import Source
     from bncheck.subjects.layer import Array
 
     ReadBytes = Callable[[int, int], bytes]
@@ -69,6 +70,21 @@ def span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     if any(extent == 0 for extent in shape):
         return 0
     return 1 + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
+
+
+def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a tensor whose elements lie one after the other in the order of C."""
+    strides = []
+    stride = 1
+    for extent in reversed(shape):
+        strides.append(stride)
+        stride *= max(extent, 1)
+    return tuple(reversed(strides))
+
+
+def read_from(source: Source, start: int, offset: int, length: int) -> bytes:
+    """Bytes of a source, counted from `start`."""
+    return source.read(start + offset, length)
 
 
 def strided_tensor(
@@ -138,7 +154,7 @@ def strided_tensor(
 
     part: Callable[[int, int], Array] | None = None
     if is_contiguous(shape, strides):
-        part = partial(read_range, dtype, offset, read, big_endian)
+        part = partial(read_elements, dtype, offset, read, big_endian)
     else:
         rows = partial(strided_tensor, label, dtype, shape[1:], strides[1:])
         part = parts_by_rows(
@@ -147,7 +163,7 @@ def strided_tensor(
     return Tensor(dtype, shape, read_values, part)
 
 
-def read_range(dtype: str, offset: int, read: ReadBytes, big_endian: bool, start: int, stop: int) -> Array:
+def read_elements(dtype: str, offset: int, read: ReadBytes, big_endian: bool, start: int, stop: int) -> Array:
     """Elements of a contiguous tensor that starts at `offset`."""
     size, _ = DTYPES[dtype]
     return decode(read((offset + start) * size, (stop - start) * size), dtype, big_endian=big_endian)

@@ -18,7 +18,7 @@ from bncheck.wording import quoted
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.checkpoints.sources.local import Source
+    from bncheck.checkpoints.sources import Source
 
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 CENTRAL_HEADER = struct.Struct("<4s6H3L5H2L")

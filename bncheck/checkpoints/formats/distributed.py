@@ -25,7 +25,7 @@ from bncheck.checkpoints.encodings.pickles import (
 from bncheck.checkpoints.encodings.tensors import MAX_DIMENSIONS, is_count
 from bncheck.checkpoints.encodings.zip_archive import LOCAL_MAGIC, ZipArchive
 from bncheck.checkpoints.formats.torch_zip import Storages, root_of
-from bncheck.checkpoints.sources.local import Part
+from bncheck.checkpoints.sources.part import Part
 from bncheck.errors import DAMAGED_HINT, UnreadableError, UnsupportedError, UsageError
 from bncheck.subjects.checkpoint import Checkpoint, GlobalReference, Tensor
 from bncheck.wording import quoted
@@ -33,7 +33,7 @@ from bncheck.wording import quoted
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from bncheck.checkpoints.sources.local import Source
+    from bncheck.checkpoints.sources import Source
     from bncheck.subjects.layer import Array
 
     Shape = tuple[int, ...]

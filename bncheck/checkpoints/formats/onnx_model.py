@@ -19,8 +19,7 @@ from bncheck.checkpoints.contents.modules import BATCH_NORM, INSTANCE_NORM
 from bncheck.checkpoints.contents.state_dicts import STATISTICS, prefix_stripper, read_tensors
 from bncheck.checkpoints.encodings.limits import largest_tensor
 from bncheck.checkpoints.encodings.protobuf import BYTES, NUMBER, Field, Window, as_field, damaged, fields
-from bncheck.checkpoints.encodings.tensors import DTYPES, MAX_DIMENSIONS, strided_tensor
-from bncheck.checkpoints.formats.safetensors import contiguous_strides, read_range
+from bncheck.checkpoints.encodings.tensors import DTYPES, MAX_DIMENSIONS, contiguous_strides, read_from, strided_tensor
 from bncheck.errors import DAMAGED_HINT, UnreadableError, UnsupportedError, UsageError
 from bncheck.subjects.checkpoint import Checkpoint, Connection, Group, Tensor
 from bncheck.subjects.layer import UNKNOWN, BatchNormLayer, Setting, inferred, stored
@@ -29,7 +28,7 @@ from bncheck.wording import quoted
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from bncheck.checkpoints.sources.local import Source
+    from bncheck.checkpoints.sources import Source
     from bncheck.subjects.layer import Array
 
     # Messages of the package onnx, which makes its classes when it is imported.
@@ -289,7 +288,7 @@ def tensor_of(source: Source, held: Held) -> Tensor:
         size = need if external.length is None else external.length
         return place(size, partial(read_external, source, external))
     if raw and raw.end > raw.start:
-        return place(raw.end - raw.start, partial(read_range, source, raw.start))
+        return place(raw.end - raw.start, partial(read_from, source, raw.start))
     if proto.HasField("raw_data") and proto.raw_data:
         data = proto.raw_data
         return place(len(data), lambda offset, length: data[offset : offset + length])

@@ -7,17 +7,26 @@ https://github.com/huggingface/safetensors#format
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bncheck.checkpoints.contents.state_dicts import state_dict_group
+from bncheck.checkpoints.encodings.json import parse_json
 from bncheck.checkpoints.encodings.places import Region, stored
-from bncheck.checkpoints.encodings.tensors import DTYPES, MAX_DIMENSIONS, is_count, strided_tensor
+from bncheck.checkpoints.encodings.tensors import (
+    DTYPES,
+    MAX_DIMENSIONS,
+    contiguous_strides,
+    is_count,
+    read_from,
+    strided_tensor,
+)
 from bncheck.errors import DAMAGED_HINT, UnreadableError
 from bncheck.subjects.checkpoint import Checkpoint, Tensor
 from bncheck.wording import quoted
 
 if TYPE_CHECKING:
-    from bncheck.checkpoints.sources.local import Source
+    from bncheck.checkpoints.encodings.places import View
+    from bncheck.checkpoints.sources import Source
 
 FORMAT = "safetensors"
 PREFIX = 8  # bytes that hold the length of the header
@@ -25,8 +34,6 @@ PREFIX = 8  # bytes that hold the length of the header
 MAX_HEADER = 100_000_000
 # JSON of this many bytes is parsed; a header has about 120 for each tensor.
 MAX_PARSED = 16 * 2**20
-# Lists and tables in it: a header has three for each tensor. Empty ones take many times more memory than text.
-MAX_BRACKETS = 1_000_000
 METADATA = "__metadata__"
 DTYPE_NAMES = {
     "F64": "float64",
@@ -105,29 +112,6 @@ def read_tensors(source: Source) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, {str(key): str(value) for key, value in metadata.items()}
 
 
-def parse_json(data: bytes, name: str) -> dict[str, Any]:
-    """A JSON object; UnreadableError for anything else."""
-    import json
-
-    if data.count(b"[") + data.count(b"{") > MAX_BRACKETS:
-        raise UnreadableError(f"{name} has a header of more than {MAX_BRACKETS:,} parts", "Check what the file holds.")
-    try:
-        parsed = json.loads(data, object_pairs_hook=without_repetition)
-    except (ValueError, RecursionError):
-        raise UnreadableError(f"{name} has a header that is not proper JSON", DAMAGED_HINT) from None
-    if not isinstance(parsed, dict):
-        raise UnreadableError(f"{name} has a header that is not a JSON object", DAMAGED_HINT)
-    return parsed
-
-
-def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A dict of the pairs. A key that stands twice is refused: two readers could see two different tensors."""
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise ValueError("a key stands twice")
-    return made
-
-
 def tensor_at(source: Source, start: int, key: str, entry: object) -> tuple[Tensor, tuple[int, int]]:
     """The tensor of a header entry, and its first and last byte, counted from the end of the header."""
     label = f"{quoted(key)} in {source.name}"
@@ -145,21 +129,13 @@ def tensor_at(source: Source, start: int, key: str, entry: object) -> tuple[Tens
     dtype = DTYPE_NAMES[code]
     strides = contiguous_strides(shape)
     tensor = strided_tensor(
-        label, dtype, tuple(shape), strides, 0, last - first, partial(read_range, source, start + first)
+        label, dtype, tuple(shape), strides, 0, last - first, partial(read_from, source, start + first)
     )
     if tensor.size * DTYPES[dtype][0] != last - first:
         raise UnreadableError(f"{label} has {last - first:,} bytes, which do not fit its shape", DAMAGED_HINT)
     return stored(tensor, Region(source, start + first), strides, 0), (first, last)
 
 
-def contiguous_strides(shape: list[int]) -> tuple[int, ...]:
-    strides = []
-    stride = 1
-    for extent in reversed(shape):
-        strides.append(stride)
-        stride *= max(extent, 1)
-    return tuple(reversed(strides))
-
-
-def read_range(source: Source, start: int, offset: int, length: int) -> bytes:
-    return source.read(start + offset, length)
+def views(_: Source) -> tuple[View, ...]:
+    """None of its tensors shares bytes: a file in which two overlap is refused."""
+    return ()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from bncheck.checkpoints.contents.state_dicts import state_dict_group
 from bncheck.checkpoints.contents.torch_objects import TensorRecord
+from bncheck.checkpoints.encodings.json import parse_json
 from bncheck.checkpoints.encodings.limits import limits
 from bncheck.checkpoints.encodings.pickles import Dictionary
 from bncheck.checkpoints.formats import safetensors, torch_legacy, torch_zip
@@ -15,7 +16,8 @@ from bncheck.subjects.checkpoint import Checkpoint, GlobalReference, Tensor
 from bncheck.wording import quoted
 
 if TYPE_CHECKING:
-    from bncheck.checkpoints.sources.local import Source
+    from bncheck.checkpoints.encodings.places import View
+    from bncheck.checkpoints.sources import Source
 
 FORMAT = "sharded"
 # An index has about a hundred bytes for each tensor.
@@ -45,12 +47,12 @@ def read(source: Source) -> Checkpoint:
     references: set[GlobalReference] = set()
     for shard_name, expected in sorted(keys_of.items()):
         shard = open_shard(source, shard_name)
-        held, globals_ = read_shard(shard)
-        absent = sorted(expected - held.keys())
+        stored, globals_ = read_shard(shard)
+        absent = sorted(expected - stored.keys())
         if absent:
             said = f"which {source.name} says it holds"
             raise UnreadableError(f"{shard.name} misses {quoted(absent[0])}, {said}", DAMAGED_HINT)
-        tensors.update((key, tensor) for key, tensor in held.items() if key in expected)
+        tensors.update((key, tensor) for key, tensor in stored.items() if key in expected)
         references |= globals_
     groups = (state_dict_group("", tensors, ordered=bool(references)),)  # safetensors, without globals, sorts by name
     return Checkpoint(source.name, FORMAT, groups, tuple(sorted(references)))
@@ -80,11 +82,16 @@ def shard_names(source: Source) -> set[str]:
     return set(weight_map_of(source).values())
 
 
+def views(_: Source) -> tuple[View, ...]:
+    """None in the index; each shard is a file of its own."""
+    return ()
+
+
 def weight_map_of(source: Source) -> dict[str, str]:
     """The file that holds each tensor, by key."""
     if source.size > MAX_INDEX:
         raise UnreadableError(f"{source.name} is too large for an index of shards", "Check what the file holds.")
-    weight_map = safetensors.parse_json(source.read(0, source.size), source.name).get(MAP)
+    weight_map = parse_json(source.read(0, source.size), source.name).get(MAP)
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise UnreadableError(f"{source.name} has a {MAP} that does not map names to files", DAMAGED_HINT)
     # "./a" and "a" are one file; the empty name stays what it is, and is refused.

@@ -10,22 +10,34 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from bncheck.checkpoints.contents.groups import groups_of
 from bncheck.checkpoints.contents.torch_objects import CONSTRUCTORS, StorageRecord, TensorRecord, storage_of
 from bncheck.checkpoints.contents.training_facts import facts_of
-from bncheck.checkpoints.encodings.pickles import Damaged, Global, Pickle, read_pickle_at
+from bncheck.checkpoints.encodings.pickles import (
+    MAX_BYTES,
+    Damaged,
+    Global,
+    Interpreter,
+    Pickle,
+    damaged_pickle,
+    read_pickle,
+)
 from bncheck.checkpoints.encodings.places import Region, stored
-from bncheck.checkpoints.encodings.tensors import DTYPES, is_count, strided_tensor
-from bncheck.checkpoints.formats.unrecognised import tar_members
+from bncheck.checkpoints.encodings.tar import tar_members
+from bncheck.checkpoints.encodings.tensors import DTYPES, is_count, read_from, strided_tensor
 from bncheck.errors import DAMAGED_HINT, UnreadableError, UnsupportedError
 from bncheck.subjects.checkpoint import Checkpoint, GlobalReference, Tensor
 from bncheck.wording import quoted
 
 if TYPE_CHECKING:
-    from bncheck.checkpoints.sources.local import Source
+    from collections.abc import Callable, Iterator, Mapping
+
+    from bncheck.checkpoints.encodings.places import View
+    from bncheck.checkpoints.sources import Source
 
 FORMAT = "torch.save, legacy"
 # torch.serialization.MAGIC_NUMBER as pickles hold it: LONG1 of ten bytes, little-endian, and the LONG of protocol 1
@@ -36,6 +48,10 @@ MAGIC_WITHIN = 11 + max(map(len, MAGICS))
 PROTOCOL_VERSION = 1001
 # The pickles before the object have some dozen bytes.
 SMALL_WINDOW = 1024
+# The length of a pickle is not known beforehand: it is read in windows that start with this many bytes.
+FIRST_WINDOW = 2**18
+# A window that is too small is read again this many times larger. The steps are few, since each starts from anew.
+WINDOW_GROWTH = 32
 COUNT = struct.Struct("<q")
 
 TAR_MEMBERS = {"sys_info", "pickle", "storages", "tensors"}
@@ -113,6 +129,48 @@ def unpickle(source: Source) -> tuple[Pickle, Storages]:
     return Pickle(pickle.value, pickle.end, globals_), storages
 
 
+def views(source: Source) -> Iterator[View]:
+    """Every tensor and every bare storage of the pickle: any of them may lie over others."""
+    from bncheck.checkpoints.contents.views import views_in  # for rewriting alone
+
+    pickle, storages = unpickle(source)
+    return views_in(pickle.value, storages.region)
+
+
+def read_pickle_at(
+    source: Source,
+    offset: int,
+    constructors: Mapping[tuple[str, str], Callable[..., object]],
+    persistent: Callable[[object], object],
+    window: int = FIRST_WINDOW,
+) -> Pickle:
+    """The pickle at `offset` of a source, of unknown length; its `end` is counted from the start of the source.
+
+    Args:
+        source, offset: where it stands.
+        constructors, persistent: see Interpreter. They see the start of the pickle again if it is longer than
+            the window.
+        window: so many bytes are read at first.
+
+    Raises:
+        UnreadableError: the pickle is damaged, or larger or more involved than any real one.
+    """
+    available = min(max(source.size - offset, 0), MAX_BYTES)
+    while window < available:
+        try:
+            pickle = Interpreter(constructors, persistent).run(source.read(offset, window))
+        except (Damaged, OverflowError) as error:
+            raise damaged_pickle(source.name, error) from None
+        except ValueError:  # the tokeniser met the end of the window, or damage
+            window *= WINDOW_GROWTH
+        else:
+            pickle.end += offset
+            return pickle
+    pickle = read_pickle(source.read(offset, min(window, available)), source.name, constructors, persistent)
+    pickle.end += offset
+    return pickle
+
+
 def no_storage(_: object) -> object:
     raise Damaged("a storage stands where none can be")
 
@@ -177,10 +235,6 @@ class Storages:
             if skipped + viewed > size:
                 raise self.damaged(f"has {quoted(label)} in a view that reaches outside its storage")
             start, size = start + skipped, viewed
-
-        def read_range(offset: int, length: int) -> bytes:
-            return self.source.read(start + offset, length)
-
         tensor = strided_tensor(
             f"{quoted(label)} in {self.source.name}",
             record.dtype,
@@ -188,7 +242,7 @@ class Storages:
             record.strides,
             record.offset,
             size,
-            read_range,
+            partial(read_from, self.source, start),
         )
         return stored(tensor, Region(self.source, start), record.strides, record.offset)
 

@@ -17,7 +17,10 @@ from bncheck.subjects.checkpoint import Checkpoint, Tensor
 from bncheck.wording import quoted
 
 if TYPE_CHECKING:
-    from bncheck.checkpoints.sources.local import Source
+    from collections.abc import Iterator
+
+    from bncheck.checkpoints.encodings.places import View
+    from bncheck.checkpoints.sources import Source
 
 FORMAT = "torch.save"
 HEAD = 256
@@ -54,6 +57,14 @@ def unpickle(source: Source) -> tuple[Pickle, Storages]:
         raise UnsupportedError(f"{source.name} is a zip file without a pickle of torch in it", "Unpack it first.")
     data = archive.read(f"{root}data.pkl", MAX_BYTES)
     return read_pickle(data, source.name, CONSTRUCTORS, storage_of), Storages(archive, root)
+
+
+def views(source: Source) -> Iterator[View]:
+    """Every tensor and every bare storage of the pickle: any of them may lie over others."""
+    from bncheck.checkpoints.contents.views import views_in  # for rewriting alone
+
+    pickle, storages = unpickle(source)
+    return views_in(pickle.value, storages.region)
 
 
 def root_of(archive: ZipArchive) -> str | None:

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import BinaryIO
 
-    from bncheck.checkpoints.rewriting.plan import Patch, Plan
-    from bncheck.checkpoints.sources.local import Source
+    from bncheck.checkpoints.rewriting.patches import Patch
+    from bncheck.checkpoints.rewriting.plan import Plan
+    from bncheck.checkpoints.sources import Source
 
 PIECE = 4 * 2**20
 
@@ -125,8 +126,8 @@ def check_folder(plan: Plan, target: Path) -> None:
     """Raises UsageError where replacing a folder would lose a file that is not of this checkpoint."""
     if not os.path.lexists(target):
         return
-    held = {str(path.relative_to(target).as_posix()) for path in target.rglob("*") if not path.is_dir()}
-    strange = sorted(held - set(plan.files))
+    present = {path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()}
+    strange = sorted(present - set(plan.files))
     if not target.is_dir() or target.is_symlink() or strange:
         what = f"holds {strange[0]}, which would be lost" if strange else "is no folder"
         raise UsageError(f"{target} {what}", "Name a new folder: the checkpoint is in several files.")

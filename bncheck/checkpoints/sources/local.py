@@ -1,32 +1,17 @@
-"""Where the bytes of a checkpoint come from."""
+"""Files on the disk of this machine."""
 
 from __future__ import annotations
 
 import os
 import stat
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from bncheck.errors import DAMAGED_HINT, UnreadableError, UsageError
 from bncheck.wording import quoted
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-
-class Source(Protocol):
-    """Bytes with a name. Readers ask for the ranges they need and never for the whole.
-
-    `read` returns exactly `length` bytes or raises UnreadableError; `sibling` opens a file beside this one.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def size(self) -> int: ...
-    def read(self, offset: int, length: int) -> bytes: ...
-    def sibling(self, name: str) -> Source: ...
-    def __hash__(self) -> int: ...
 
 
 class FileSource:
@@ -109,24 +94,3 @@ class FileSource:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class Part:
-    """A range of a source, which is read like a file of its own."""
-
-    def __init__(self, whole: Source, start: int, size: int) -> None:
-        self.whole = whole
-        self.start = start
-        self.size = size
-        self.name = whole.name
-
-    def read(self, offset: int, length: int) -> bytes:
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise UnreadableError(
-                f"{self.name} holds a part of {self.size} bytes, of which bytes up to {offset + length} are needed",
-                DAMAGED_HINT,
-            )
-        return self.whole.read(self.start + offset, length)
-
-    def sibling(self, name: str) -> Source:
-        return self.whole.sibling(name)

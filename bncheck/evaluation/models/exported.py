@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bncheck.checkpoints.encodings.zip_archive import ZipArchive
-from bncheck.checkpoints.formats.pt2 import CONSTANTS, MODELS, SAMPLE_INPUTS, WEIGHTS
+from bncheck.checkpoints.formats.pt2.archive import CONSTANTS, MODELS, SAMPLE_INPUTS, WEIGHTS
 from bncheck.errors import UsageError
 from bncheck.evaluation.models.architecture import foreign_code
 from bncheck.wording import quoted
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from torch.export import ExportedProgram
 
-    from bncheck.checkpoints.sources.local import Source
+    from bncheck.checkpoints.sources import Source
 
 # Names, operators, shapes, equations of einsum: nothing that ends a string or calls a function.
 PLAIN = re.compile(r"[\w.,:;/+*<>=#\[\] -]*")

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from bncheck.checkpoints import find_checkpoints, format_of, read_checkpoint
-from bncheck.checkpoints.formats import onnx_model, pt2, torchscript
-from bncheck.checkpoints.sources.local import FileSource
+from bncheck.checkpoints import read_checkpoint
+from bncheck.checkpoints.formats import format_of, onnx_model, pt2, torchscript
+from bncheck.checkpoints.search import single_checkpoint
+from bncheck.checkpoints.sources import open_source
 from bncheck.errors import BncheckError, ModelError, UsageError
 from bncheck.evaluation.models.architecture import (
     construct,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from torch.export import ExportedProgram
 
+    from bncheck.checkpoints.sources import Source
     from bncheck.evaluation.observing.calls import Inputs
     from bncheck.subjects.checkpoint import Checkpoint, Group
     from bncheck.subjects.layer import BatchNormLayer
@@ -127,8 +129,8 @@ def load_runnable(path: Path, options: ModelOptions) -> Runnable:
         if options.threads < 1:
             raise UsageError(f"--threads {options.threads} is no number of threads", "Give 1 or more.")
         torch.set_num_threads(options.threads)
-    path = only_file(path)
-    with FileSource(path) as source:
+    path = single_checkpoint(path)
+    with open_source(path) as source:
         format_ = format_of(source)
         match format_.FORMAT if format_ else None:
             case onnx_model.FORMAT:
@@ -145,14 +147,6 @@ def load_runnable(path: Path, options: ModelOptions) -> Runnable:
                 return described(exported(path, program, device, dtype), source)
             case _:
                 return from_checkpoint(path, read_checkpoint(source), options, device, dtype)
-
-
-def only_file(path: Path) -> Path:
-    """The one checkpoint that a path, a folder or a pattern names."""
-    found = find_checkpoints(str(path))
-    if len(found) > 1:
-        raise UsageError(f"{path} holds {count(len(found), 'checkpoint')}: {few(found)}", "Give one of them.")
-    return found[0]
 
 
 # -- where it runs
@@ -206,7 +200,7 @@ def tensors_of(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 # -- graphs
 
 
-def described(runnable: Runnable, source: FileSource) -> Runnable:
+def described(runnable: Runnable, source: Source) -> Runnable:
     """The same with what the reader finds in the graph. One that it cannot read runs all the same."""
     try:
         return replace(runnable, described=read_checkpoint(source).layers)

@@ -18,7 +18,6 @@ import pytest
 import torch
 from torch import nn
 
-from bncheck.checkpoints.encodings import pickles
 from bncheck.checkpoints.formats import torch_legacy
 from bncheck.checkpoints.sources.local import FileSource
 from bncheck.errors import UnreadableError, UnsupportedError
@@ -186,7 +185,7 @@ def test_classes_saved_with_their_source_text_need_not_exist(
 
 def test_a_pickle_longer_than_the_first_window_is_read(tmp_path: Path, read: Read) -> None:
     network = small_network()
-    notes = ["x" * 1000 for _ in range(2 * pickles.FIRST_WINDOW // 1000)]
+    notes = ["x" * 1000 for _ in range(2 * torch_legacy.FIRST_WINDOW // 1000)]
     path = save({"notes": " ".join(notes), "model": network.state_dict()}, tmp_path / "model.pt")
     [layer, _] = read(path).layers
     assert_same(layer, network[1])

@@ -29,8 +29,8 @@ from bncheck.checkpoints.contents.modules import walk
 from bncheck.checkpoints.contents.state_dicts import TENSORS
 from bncheck.checkpoints.contents.torch_objects import TensorRecord
 from bncheck.checkpoints.encodings.pickles import Dictionary, Object
-from bncheck.checkpoints.formats.torchscript import MANGLE, child_of, is_of_torch, part_of
 from bncheck.checkpoints.formats.torchscript.code import CLASS, FUNCTIONAL_ORDER, METHOD, OPERATOR_ORDER
+from bncheck.checkpoints.formats.torchscript.tree import MANGLE, child_of, is_of_torch, part_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
