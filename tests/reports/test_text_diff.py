@@ -12,8 +12,9 @@ from bncheck.findings.rule import Severity
 from bncheck.judgement.diagnosis import diagnose_pair
 from bncheck.pairing.groups import pair_of
 from bncheck.reports import Format, write
+from bncheck.reports.headlines import of_pair as headline
 from bncheck.reports.style import Style
-from bncheck.reports.text.diff import alike, headline
+from bncheck.reports.text.diff import alike
 from bncheck.rules import DIFF_RULES
 from bncheck.subjects.checkpoint import Checkpoint
 from bncheck.subjects.layer import stored
