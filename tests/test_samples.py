@@ -17,6 +17,7 @@ from bncheck.evaluation.models.architecture import architecture
 from bncheck.findings.report import Report, Verdict
 from bncheck.findings.rule import Severity
 from bncheck.judgement.selection import chosen
+from bncheck.options.model import Architecture
 from bncheck.rules import INSPECT_RULES, PAIR_RULES, RULES
 from sample_checkpoints import make, training
 from sample_checkpoints.network import LAYERS, DigitNet
@@ -27,7 +28,7 @@ TO_REPAIR = ("reset-statistics.pt",)
 
 
 def inspect(path: Path, model: str | None = None, *, deep: bool = False) -> Report:
-    complete = architecture(model, [], []) if model else None
+    complete = architecture(Architecture(model=model)) if model else None
     report = inspect_file(path, Severity.ERROR, complete=complete, rules=chosen(INSPECT_RULES, deep=deep))
     assert report.error is None
     return report

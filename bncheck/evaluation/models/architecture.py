@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,23 +22,23 @@ from bncheck.subjects.layer import BatchNormLayer, Known, Setting
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from bncheck.options.model import Architecture
+    from bncheck.options.option import StrPath
 
-def architecture(
-    spec: str, arguments: Sequence[str] | Mapping[str, Any], python_paths: Sequence[Path]
-) -> Callable[[Checkpoint], Checkpoint]:
+
+def architecture(options: Architecture) -> Callable[[Checkpoint], Checkpoint]:
     """A function that adds to a checkpoint what the architecture knows: eps, momentum, affine, tracking, kind.
 
     Args:
-        spec: `module:callable` or `path/to/file.py:callable`, a class, a function or a module instance.
-        arguments: `name=value` for the callable, the value a Python literal or else text.
-        python_paths: folders to import from, besides the current one.
+        options: which architecture, its arguments, and where to import it from.
 
     Raises:
-        UsageError: the spec or an argument is not of that form.
+        UsageError: no callable is named.
         ModelError: the code cannot be imported or fails.
     """
-    with importable(python_paths), contextlib.redirect_stdout(sys.stderr):
-        module, note = build(load_callable(spec), spec, keyword_arguments(arguments))
+    spec = options.model or ""
+    with importable(options.python_path), contextlib.redirect_stdout(sys.stderr):
+        module, note = build(load_callable(spec), spec, options.arguments)
     with foreign_code(f"--model {spec} has no state_dict", "Name a module whose weights can be saved."):
         known = replace(live_group(module), tensors=saved_tensors(module))
     notes = (note,) if note else ()
@@ -88,10 +86,10 @@ def described(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def importable(folders: Sequence[Path]) -> Iterator[None]:
+def importable(folders: Sequence[StrPath]) -> Iterator[None]:
     """Makes the folders and the current directory importable: a console script does not see the latter by itself."""
     before = list(sys.path)
-    sys.path[:0] = [str(folder.resolve()) for folder in folders] + [str(Path.cwd())]
+    sys.path[:0] = [str(Path(folder).resolve()) for folder in folders] + [str(Path.cwd())]
     try:
         yield
     finally:
@@ -123,22 +121,6 @@ def load_file(path: Path) -> Any:
     sys.modules[path.stem] = module  # dataclasses and pickles look their module up there
     spec.loader.exec_module(module)
     return module
-
-
-def keyword_arguments(arguments: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
-    """`name=value` pairs as keyword arguments."""
-    if isinstance(arguments, Mapping):
-        return dict(arguments)
-    made: dict[str, Any] = {}
-    for argument in arguments:
-        name, equals, text = argument.partition("=")
-        if not equals or not name.isidentifier():
-            raise UsageError(f"--model-arg {argument} is not of the form name=value", "Write num_classes=10, say.")
-        try:
-            made[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            made[name] = text
-    return made
 
 
 def build(found: Any, spec: str, arguments: dict[str, Any]) -> tuple[torch.nn.Module, str | None]:

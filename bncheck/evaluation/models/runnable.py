@@ -11,6 +11,7 @@ import sys
 import warnings
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -23,7 +24,6 @@ from bncheck.evaluation.models.architecture import (
     construct,
     foreign_code,
     importable,
-    keyword_arguments,
     load_callable,
     load_file,
 )
@@ -36,18 +36,17 @@ from bncheck.wording import count, few, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from torch.export import ExportedProgram
 
     from bncheck.evaluation.observing.calls import Inputs
+    from bncheck.options.model import ModelOptions
     from bncheck.subjects.checkpoint import Checkpoint, Group
     from bncheck.subjects.layer import BatchNormLayer
 
 # How the model is called belongs to it.
 __all__ = [
     "Artefact",
-    "ModelOptions",
     "Runnable",
     "call",
     "load_runnable",
@@ -67,21 +66,6 @@ WRAPPERS = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
 
 
 Artefact = Literal["state_dict", "module", "torchscript", "exported"]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelOptions:
-    """How the user wants the model to be made."""
-
-    model: str | None = None  # module:callable or file.py:callable
-    model_args: Mapping[str, Any] | tuple[str, ...] = ()
-    python_paths: tuple[Path, ...] = ()
-    main: Path | None = None  # the script with the classes that a pickle calls `__main__.Net`
-    trust_pickle: bool = False
-    group: str | None = None  # name or glob
-    device: str = "auto"
-    dtype: str | None = None
-    threads: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +108,6 @@ def load_runnable(path: Path, options: ModelOptions) -> Runnable:
     """
     device, dtype = device_of(options.device), dtype_of(options.dtype)
     if options.threads is not None:
-        if options.threads < 1:
-            raise UsageError(f"--threads {options.threads} is no number of threads", "Give 1 or more.")
         torch.set_num_threads(options.threads)
     path = only_file(path)
     with FileSource(path) as source:
@@ -343,9 +325,8 @@ def chosen_group(path: Path, checkpoint: Checkpoint, wanted: str | None) -> Grou
 def built(options: ModelOptions) -> torch.nn.Module:
     """The model that `--model` names, as its constructor leaves it: on the CPU, in train mode as a rule."""
     assert options.model is not None
-    arguments = keyword_arguments(options.model_args)
-    with importable(options.python_paths):
-        return construct(load_callable(options.model), options.model, arguments)
+    with importable(options.python_path):
+        return construct(load_callable(options.model), options.model, options.arguments)
 
 
 def untrusted(path: Path, checkpoint: Checkpoint) -> UsageError:
@@ -364,10 +345,11 @@ def unpickled(path: Path, checkpoint: Checkpoint, group: Group, options: ModelOp
     hint = "Its classes must be importable: see --python-path; the current directory is."
     if options.main is None and any(reference.module == SCRIPT for reference in checkpoint.globals):
         hint = "It was saved by a script that defines its classes: give the script with --main train.py."
-    folders = [*options.python_paths, *([options.main.parent] if options.main else [])]
+    main = None if options.main is None else Path(options.main)
+    folders = [*options.python_path, *([main.parent] if main else [])]
     with (
         importable(folders),
-        as_main(options.main),
+        as_main(main),
         warnings.catch_warnings(),
         foreign_code(f"{path} cannot be unpickled", hint),
     ):
