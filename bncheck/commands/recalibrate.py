@@ -215,7 +215,7 @@ def recalibrate_file(
     with FileSource(path) as source:
         checkpoint = read_writable(source)
         group = choose_group(checkpoint, options.group)
-        from bncheck.evaluation.models.architecture import importable
+        from bncheck.evaluation.models.foreign import importable
         from bncheck.evaluation.probes.drift import drift
         from bncheck.evaluation.probes.recalibrate import chosen_layers, names_in_file, recalibrate
         from bncheck.evaluation.session import load_model, opened

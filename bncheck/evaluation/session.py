@@ -14,8 +14,9 @@ from bncheck.errors import UsageError
 from bncheck.evaluation.data.batches import Batch, Data
 from bncheck.evaluation.data.callables import batch_of
 from bncheck.evaluation.data.opening import open_data
-from bncheck.evaluation.models.architecture import importable, load_callable
-from bncheck.evaluation.models.runnable import live_runnable, load_runnable
+from bncheck.evaluation.models.foreign import importable, load_callable
+from bncheck.evaluation.models.loading import load_runnable
+from bncheck.evaluation.models.runnable import live_runnable
 from bncheck.evaluation.probes.drift import drift
 from bncheck.evaluation.probes.repeat import repeat
 

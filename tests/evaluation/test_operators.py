@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from bncheck.evaluation.data.batches import Batch, Data
-from bncheck.evaluation.models.runnable import Runnable, live_runnable, load_runnable
+from bncheck.evaluation.models.loading import load_runnable
+from bncheck.evaluation.models.runnable import Runnable, live_runnable
 from bncheck.evaluation.observing.operators import (
     BatchNormCall,
     Interception,

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from bncheck.cli import app
 from bncheck.evaluation.data.opening import open_data
-from bncheck.evaluation.models.architecture import importable
+from bncheck.evaluation.models.foreign import importable
 from bncheck.options.data import DataOptions
 from tools.real_checkpoints import fetch
 

@@ -19,15 +19,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bncheck.errors import BncheckError, ModelError, UsageError
+from bncheck.evaluation.models.calls import call, outputs_of, predictions_of, scores_of
 from bncheck.evaluation.models.exported import is_arithmetic
-from bncheck.evaluation.models.runnable import (
-    Runnable,
-    call,
-    load_runnable,
-    outputs_of,
-    predictions_of,
-    scores_of,
-)
+from bncheck.evaluation.models.loading import load_runnable
+from bncheck.evaluation.models.runnable import Runnable
 from bncheck.evaluation.probes.abilities import LIMITS, UNDECIDED, Kind, Probe, inability, kind_of
 from bncheck.options.model import ModelOptions
 

@@ -13,7 +13,7 @@ import torch
 from bncheck.errors import UsageError
 from bncheck.evaluation.data.arrays import NUMBERS, from_numpy
 from bncheck.evaluation.data.batches import LABEL_KEYS, Batch, Data
-from bncheck.evaluation.models.architecture import foreign_code, importable, load_callable
+from bncheck.evaluation.models.foreign import foreign_code, importable, load_callable
 from bncheck.wording import few
 
 if TYPE_CHECKING:
