@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bncheck.commands.many import examine_all, find_all
@@ -90,4 +89,4 @@ def architecture_of(options: Architecture) -> Complete | None:
         return None
     from bncheck.evaluation.models.architecture import architecture
 
-    return architecture(options.model, options.arguments, tuple(map(Path, options.python_path)))
+    return architecture(options)

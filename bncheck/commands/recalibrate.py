@@ -214,17 +214,17 @@ def recalibrate_file(
     with open_source(path) as source:
         checkpoint = read_writable(source)
         group = choose_group(checkpoint, options.group)
-        from bncheck.evaluation.models.architecture import importable
+        from bncheck.evaluation.models.foreign import importable
         from bncheck.evaluation.probes.drift import drift
         from bncheck.evaluation.probes.recalibrate import chosen_layers, names_in_file, recalibrate
-        from bncheck.evaluation.session import folders_of, load_model, opened
+        from bncheck.evaluation.session import load_model, opened
 
         estimation = estimation_of(options)
         runnable, batches = opened(path, data, options)
         names = names_in_file(runnable, group)
         asked, _ = chosen_layers(runnable, estimation)
         rehearse(source, group, [names[name] for name in asked])
-        with importable(folders_of(options)):
+        with importable(options.python_path):
             before = drift(runnable, batches, progress=progress)
             found = recalibrate(runnable, batches, estimation, progress)
             statistics = {names[name]: new for name, new in found.statistics.items()}

@@ -6,21 +6,22 @@ import contextlib
 import os
 import sys
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bncheck.errors import UsageError
 from bncheck.evaluation.data.batches import Batch, Data
-from bncheck.evaluation.data.callables import DataOptions as Reading
-from bncheck.evaluation.data.callables import batch_of, open_data
-from bncheck.evaluation.models.architecture import importable, load_callable
-from bncheck.evaluation.models.runnable import ModelOptions as Loading
-from bncheck.evaluation.models.runnable import live_runnable, load_runnable
+from bncheck.evaluation.data.callables import batch_of
+from bncheck.evaluation.data.opening import open_data
+from bncheck.evaluation.models.foreign import importable, load_callable
+from bncheck.evaluation.models.loading import load_runnable
+from bncheck.evaluation.models.runnable import live_runnable
 from bncheck.evaluation.probes.drift import drift
 from bncheck.evaluation.probes.repeat import repeat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     import torch
 
@@ -50,7 +51,7 @@ def drift_of(
         BncheckError: the model, the data or the evaluation cannot be made, or fail.
     """
     runnable, batches = opened(subject, data, options)
-    with importable(folders_of(options)):
+    with importable(options.python_path):
         return drift(
             runnable,
             batches,
@@ -65,7 +66,7 @@ def repeat_of(
 ) -> Evaluation:
     """Whether a model says the same again; arguments as those of `drift_of`, and how many runs."""
     runnable, batches = opened(subject, data, options)
-    with importable(folders_of(options)):
+    with importable(options.python_path):
         return repeat(
             runnable,
             batches,
@@ -74,10 +75,6 @@ def repeat_of(
             batch_size=options.batch_size,
             progress=progress,
         )
-
-
-def folders_of(options: ModelOptions) -> Sequence[Path]:
-    return tuple(map(Path, options.python_path))
 
 
 def evaluator_of(evaluator: Any) -> Any:
@@ -98,44 +95,17 @@ def load_model(subject: Subject, options: ModelOptions) -> Runnable:
     """The model that a checkpoint is or belongs to, or the live module."""
     if not isinstance(subject, (str, os.PathLike)):
         return live_runnable(subject)
-    return load_runnable(
-        Path(subject),
-        Loading(
-            model=options.model,
-            model_args=options.arguments,
-            python_paths=tuple(folders_of(options)),
-            main=None if options.main is None else Path(options.main),
-            trust_pickle=options.trust_pickle,
-            group=options.group,
-            device=options.device,
-            dtype=options.dtype,
-            threads=options.threads,
-        ),
-    )
+    return load_runnable(Path(subject), options)
 
 
 def load_data(subject: Subject, data: Any, options: Running, runnable: Runnable) -> Data:
     """What `--data` names, prepared as the options say and what lies beside the checkpoint; or the batches."""
     if not isinstance(data, (str, os.PathLike)):
         return data_of(data)
-    return open_data(
-        str(data),
-        Reading(
-            batch_size=runnable.fixed_batch_size or options.batch_size,
-            limit=options.limit,
-            workers=options.workers,
-            input_keys=tuple(options.input_key),
-            skip_unreadable=options.skip_unreadable,
-            size=options.height_and_width,
-            resize=options.resize,
-            mean=options.means,
-            std=options.stds,
-            grayscale=options.grayscale,
-            channels_last=options.channels_last,
-            beside=Path(subject) if isinstance(subject, (str, os.PathLike)) else Path(),
-            python_paths=tuple(folders_of(options)),
-        ),
-    )
+    if runnable.fixed_batch_size:
+        options = replace(options, batch_size=runnable.fixed_batch_size)
+    beside = Path(subject) if isinstance(subject, (str, os.PathLike)) else Path()
+    return open_data(str(data), options, beside=beside, python_path=options.python_path)
 
 
 def data_of(batches: Any) -> Data:

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from bncheck.errors import UnreadableError, UnsupportedError, UsageError
-from bncheck.evaluation.data.callables import Batch, Data, DataOptions, input_hash, open_data
+from bncheck.evaluation.data.batches import Batch, Data, input_hash
+from bncheck.evaluation.data.opening import open_data
+from bncheck.options.data import DataOptions
 
 IMAGES = np.random.default_rng(0).normal(size=(10, 3, 4, 5)).astype(np.float32)
 LABELS = np.arange(10)
@@ -128,7 +130,7 @@ def test_batches_run_on_from_file_to_file(
 
 def test_several_inputs_are_a_dict(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", a=IMAGES, b=LABELS, unused=LABELS[:3], labels=LABELS)
-    data = read(tmp_path / "x.npz", input_keys=("b", "a"), batch_size=4)
+    data = read(tmp_path / "x.npz", input_key=("b", "a"), batch_size=4)
     batch = next(iter(data))
     assert isinstance(batch.inputs, dict)
     assert {key: tuple(tensor.shape) for key, tensor in batch.inputs.items()} == {"b": (4,), "a": (4, 3, 4, 5)}
@@ -137,14 +139,14 @@ def test_several_inputs_are_a_dict(tmp_path: Path) -> None:
 
 def test_one_input_of_several_is_passed_alone(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", a=IMAGES, b=LABELS)
-    assert torch.equal(torch.from_numpy(IMAGES), inputs_of(read(tmp_path / "x.npz", input_keys=("a",))))
+    assert torch.equal(torch.from_numpy(IMAGES), inputs_of(read(tmp_path / "x.npz", input_key=("a",))))
 
 
 def test_labels_that_are_named_as_input_are_input(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", labels=IMAGES)
     assert torch.equal(torch.from_numpy(IMAGES), inputs_of(read(tmp_path / "x.npz")))
     np.savez(tmp_path / "y.npz", labels=IMAGES, x=LABELS)
-    data = read(tmp_path / "y.npz", input_keys=("labels",))
+    data = read(tmp_path / "y.npz", input_key=("labels",))
     assert torch.equal(torch.from_numpy(IMAGES), inputs_of(data))
     assert [batch.labels for batch in data] == [None]
 
@@ -217,7 +219,7 @@ def test_samples_that_are_not_finite_are_counted(tmp_path: Path) -> None:
 def test_a_missing_key_is_named_with_those_that_there_are(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", a=IMAGES, b=LABELS)
     with pytest.raises(UsageError) as raised:
-        read(tmp_path / "x.npz", input_keys=("images",))
+        read(tmp_path / "x.npz", input_key=("images",))
     assert raised.value.message == "--input-key images is not in 'x.npz'"
     assert raised.value.hint == "It holds a, b."
 
@@ -255,6 +257,8 @@ def test_options_for_images_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", IMAGES)
     with pytest.raises(UsageError, match="--mean is not for arrays"):
         read(tmp_path / "x.npy", mean=(0.5,))
+    with pytest.raises(UsageError, match="--mean is not for arrays"):
+        read(tmp_path / "x.npy", mean=0.0)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from bncheck.errors import BncheckError, ModelError, UnsupportedError, UsageError
-from bncheck.evaluation.data.callables import Batch, DataOptions, Inputs, input_hash, open_data
+from bncheck.evaluation.data.batches import Batch, Inputs, input_hash
+from bncheck.evaluation.data.opening import open_data
+from bncheck.options.data import DataOptions
 
 HEADER = "import random, sys, torch, numpy as np\nfrom torch.utils.data import DataLoader, TensorDataset\n"
 
@@ -107,7 +109,7 @@ YIELDS: dict[str, tuple[str, tuple[str, ...], object, list[int] | None]] = {
 def test_a_callable_may_yield(write: Callable[[str], str], name: str) -> None:
     expression, keys, inputs, labels = YIELDS[name]
     spec = write(f"def batches():\n    return [{expression}] * 3")
-    found = list(open_data(spec, DataOptions(input_keys=keys)))
+    found = list(open_data(spec, DataOptions(input_key=keys)))
     assert [batch.size for batch in found] == [2, 2, 2]
     assert described(found[0].inputs) == inputs
     assert (None if found[0].labels is None else found[0].labels.tolist()) == labels
@@ -148,11 +150,11 @@ def test_a_callable_may_not_yield(write: Callable[[str], str], name: str) -> Non
 def test_a_key_that_is_not_yielded(write: Callable[[str], str]) -> None:
     spec = write("def batches():\n    yield {'a': torch.ones(2), 'b': torch.ones(2)}")
     with pytest.raises(UsageError, match="--input-key x is not in what") as raised:
-        list(open_data(spec, DataOptions(input_keys=("x",))))
+        list(open_data(spec, DataOptions(input_key=("x",))))
     assert raised.value.hint == "It has a, b."
     spec = write("def batches():\n    yield torch.ones(2)")
     with pytest.raises(UsageError, match="yields no dict to take --input-key x from"):
-        list(open_data(spec, DataOptions(input_keys=("x",))))
+        list(open_data(spec, DataOptions(input_key=("x",))))
 
 
 # -- passes
@@ -247,7 +249,7 @@ def test_the_users_modules_are_importable_late(write: Callable[[str], str], tmp_
         "    yield torch.tensor([a, b])"
     )
     before = list(sys.path)
-    [batch] = open_data(spec, DataOptions(python_paths=(tmp_path / "elsewhere",)))
+    [batch] = open_data(spec, DataOptions(), python_path=[tmp_path / "elsewhere"])
     assert batch.inputs.tolist() == [7, 8]  # type: ignore[union-attr]
     assert sys.path == before
 

@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 
 from bncheck.errors import UnreadableError, UsageError
-from bncheck.evaluation.data.callables import Data, DataOptions, input_hash, open_data
+from bncheck.evaluation.data.batches import Data, input_hash
 from bncheck.evaluation.data.images import Picture, class_names, find_files, in_order
+from bncheck.evaluation.data.opening import open_data
+from bncheck.options.data import DataOptions
 from tools.real_checkpoints import fetch
 
 DIGITS = Path(__file__).parents[2] / "sample_checkpoints" / "digits"
@@ -331,11 +333,11 @@ def test_a_postscript_file_is_not_run_whatever_its_name(tmp_path: Path) -> None:
         pytest.param({"std": (0.0,)}, "--std 0.0 normalises nothing", id="std of zero"),
         pytest.param({"mean": (float("nan"),)}, "--mean nan normalises nothing", id="mean of nan"),
         pytest.param({"resize": 200, "size": (224, 224)}, "--size 224x224 cannot be cut out", id="crop too large"),
-        pytest.param({"size": (0, 3)}, "--size 0x3 is no size", id="size of zero"),
-        pytest.param({"batch_size": 0}, "--batch-size 0 is too small", id="empty batches"),
-        pytest.param({"limit": 0}, "--limit 0 is too small", id="limit of zero"),
-        pytest.param({"workers": -1}, "--workers -1 is too small", id="less than no workers"),
-        pytest.param({"input_keys": ("x",)}, "--input-key is not for images", id="key of an image"),
+        pytest.param({"size": (0, 3)}, "size=(0, 3) is no size", id="size of zero"),
+        pytest.param({"batch_size": 0}, "batch_size=0 must be at least 1", id="empty batches"),
+        pytest.param({"limit": 0}, "limit=0 must be at least 1", id="limit of zero"),
+        pytest.param({"workers": -1}, "workers=-1 must be at least 0", id="less than no workers"),
+        pytest.param({"input_key": ("x",)}, "--input-key is not for images", id="key of an image"),
     ],
 )
 def test_options_that_mean_nothing(folder: Path, options: dict[str, Any], message: str) -> None:

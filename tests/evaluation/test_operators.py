@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from bncheck.evaluation.data.batches import Batch, Data
-from bncheck.evaluation.models.runnable import ModelOptions, Runnable, live_runnable, load_runnable
+from bncheck.evaluation.models.loading import load_runnable
+from bncheck.evaluation.models.runnable import Runnable, live_runnable
 from bncheck.evaluation.observing.operators import (
     BatchNormCall,
     Interception,
@@ -33,6 +34,7 @@ from bncheck.evaluation.restoring import batchnorm_layers, fingerprint
 from bncheck.findings.report import Report
 from bncheck.findings.rule import Severity
 from bncheck.judgement.diagnosis import diagnose_evaluation
+from bncheck.options.model import ModelOptions
 from bncheck.rules import DRIFT_RULES, REPEAT_RULES
 from bncheck.subjects.evaluation import Evaluation
 from sample_checkpoints.network import DigitNet

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from bncheck.errors import UnreadableError
-from bncheck.evaluation.data.batches import DataOptions
 from bncheck.evaluation.data.preprocessing import Preprocessing, find_preprocessing
+from bncheck.options.data import DataOptions
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -18,7 +18,7 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 def beside(folder: Path, name: str, config: object, **options: Any) -> Preprocessing:
     (folder / name).write_text(json.dumps(config))
     (folder / "model.safetensors").touch()
-    return find_preprocessing(DataOptions(beside=folder / "model.safetensors", **options))
+    return find_preprocessing(DataOptions(**options), folder / "model.safetensors")
 
 
 def settings(found: Preprocessing) -> tuple[object, ...]:
@@ -159,10 +159,10 @@ DAMAGED = {
 def test_a_damaged_configuration_is_an_error(tmp_path: Path, name: str) -> None:
     (tmp_path / "preprocessor_config.json").write_text(DAMAGED[name])
     with pytest.raises(UnreadableError, match="is no preprocessing that bncheck understands"):
-        find_preprocessing(DataOptions(beside=tmp_path))
+        find_preprocessing(DataOptions(), tmp_path)
 
 
 def test_a_damaged_configuration_that_nobody_needs_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text("?")
-    found = find_preprocessing(DataOptions(beside=tmp_path, size=(8, 8), mean=(0.5,), std=(0.5,)))
+    found = find_preprocessing(DataOptions(size=(8, 8), mean=(0.5,), std=(0.5,)), tmp_path)
     assert (found.resize, found.mean, found.std) == ((8, 8), (0.5,), (0.5,))

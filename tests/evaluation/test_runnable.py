@@ -19,17 +19,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bncheck.errors import BncheckError, ModelError, UsageError
+from bncheck.evaluation.models.calls import call, outputs_of, predictions_of, scores_of
 from bncheck.evaluation.models.exported import is_arithmetic
-from bncheck.evaluation.models.runnable import (
-    ModelOptions,
-    Runnable,
-    call,
-    load_runnable,
-    outputs_of,
-    predictions_of,
-    scores_of,
-)
+from bncheck.evaluation.models.loading import load_runnable
+from bncheck.evaluation.models.runnable import Runnable
 from bncheck.evaluation.probes.abilities import LIMITS, UNDECIDED, Kind, Probe, inability, kind_of
+from bncheck.options.model import ModelOptions
 
 NET = """
 import sys
@@ -406,7 +401,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, net: Any, options: Any) -> N
         ("Net", {"dtype": "int32"}, UsageError, "no floating dtype"),
         ("Net", {"dtype": "float8_e4m3fn"}, UsageError, "no floating dtype"),
         ("Net", {"dtype": "nn"}, UsageError, "no floating dtype"),
-        ("Net", {"threads": 0}, UsageError, "no number of threads"),
+        ("Net", {"threads": 0}, UsageError, "must be at least 1"),
     ],
 )
 def test_what_is_wrong_with_an_option_is_said(
@@ -466,7 +461,7 @@ def test_a_file_without_weights_is_refused(tmp_path: Path, net: Any, options: An
 def test_a_pickled_module_needs_trust(tmp_path: Path, importable_net: Any, options: Any) -> None:
     path = save_module(importable_net.Net(), tmp_path / "model.pt", importable_net)
     with pytest.raises(UsageError) as error:
-        load_runnable(path, options(None, python_paths=(tmp_path,)))
+        load_runnable(path, options(None, python_path=(tmp_path,)))
     assert "runs code that the file names (net.Net, __builtin__.set, " in error.value.message
     assert "--trust-pickle" in error.value.hint
     assert "net" not in sys.modules
@@ -476,7 +471,7 @@ def test_a_pickled_module_comes_in_its_mode(tmp_path: Path, importable_net: Any,
     model = importable_net.Net().eval()
     model.bn.train()
     path = save_module(model, tmp_path / "model.pt", importable_net)
-    runnable = load_runnable(path, options(None, trust_pickle=True, python_paths=(tmp_path,)))
+    runnable = load_runnable(path, options(None, trust_pickle=True, python_path=(tmp_path,)))
     modes = {name: module.training for name, module in runnable.module.named_modules()}
     assert modes == {"": False, "conv": False, "bn": True, "drop": False, "fc": False}
     assert (runnable.artefact, runnable.modes_are_stored) == ("module", True)

@@ -15,6 +15,7 @@ from torch import nn
 from bncheck.evaluation.models.architecture import architecture
 from bncheck.evaluation.models.live import live_group
 from bncheck.findings.rule import Evidence
+from bncheck.options.model import Architecture
 from bncheck.rules.architecture_mismatch import RULE
 from bncheck.subjects.checkpoint import Checkpoint
 from tests.rules.layers import checkpoint, layer
@@ -102,7 +103,7 @@ def told(made: Callable[..., Any], read: Callable[[Path], Checkpoint]) -> Callab
 
     def tell(saved: object, name: str, save: Callable[..., None] = torch.save, **arguments: Any) -> list[Any]:
         save(saved, "model.pt")
-        complete = architecture(f"networks.py:{name}", [f"{key}={value}" for key, value in arguments.items()], [])
+        complete = architecture(Architecture(model=f"networks.py:{name}", model_args=arguments))
         assert RULE.checkpoint
         answers = list(RULE.checkpoint(complete(read(Path("model.pt")))))
         found = [answer for answer in answers if isinstance(answer, Evidence)]
@@ -177,7 +178,7 @@ def test_quiet(case: str, made: Callable[..., Any], told: Callable[..., Any]) ->
     source, saved_as, target = QUIET[case]
     saved = saved_as(made(source))
     if isinstance(saved, Saved):
-        complete = architecture(f"networks.py:{target}", [], [])
+        complete = architecture(Architecture(model=f"networks.py:{target}"))
         assert RULE.checkpoint
         assert list(RULE.checkpoint(complete(Checkpoint("", "", (saved.group,))))) == []
     else:
@@ -296,7 +297,7 @@ def test_fires(case: str, made: Callable[..., Any], told: Callable[..., Any]) ->
     source, saved_as, target, severity, message = FIRES[case]
     saved = saved_as(made(source))
     if isinstance(saved, Saved):
-        complete = architecture(f"networks.py:{target}", [], [])
+        complete = architecture(Architecture(model=f"networks.py:{target}"))
         assert RULE.checkpoint
         [one] = RULE.checkpoint(complete(Checkpoint("", "", (saved.group,))))
         assert isinstance(one, Evidence)

@@ -26,7 +26,7 @@ from bncheck.wording import few, quoted
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
-    from bncheck.evaluation.data.batches import DataOptions
+    from bncheck.options.data import DataOptions
 
 SUFFIXES = {".npy", ".npz", ".pt", ".pth", ".safetensors"}
 # The key of the array in a file that holds only one.
@@ -37,7 +37,6 @@ NAMED_KEYS = 8
 NARROW = {torch.uint8, torch.int8, torch.int16, torch.uint16}
 UNSIGNED = {torch.uint32, torch.uint64}  # torch can do next to nothing with them
 NUMBERS = "fiubc"  # numpy's kinds that are numbers
-PICTURES_HINT = "Arrays go to the model as they are; apply it before they are saved."
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ def open_arrays(root: Path, names: Sequence[str], options: DataOptions) -> Data:
     for name in names:
         try:
             with columns_of(root / name, name) as columns:
-                layout = layout_of(name, columns, options.input_keys)
+                layout = layout_of(name, columns, options.input_key)
         except UnreadableError:
             if not options.skip_unreadable:
                 raise

@@ -1,4 +1,4 @@
-"""What a source of data is: options to open it with, batches to iterate over, facts to report."""
+"""What a source of data is: batches to iterate over, facts to report."""
 
 from __future__ import annotations
 
@@ -10,73 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bncheck.errors import UsageError
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
-    from pathlib import Path
 
 # Keys that hold labels, not inputs: Hugging Face's `labels`, scikit-learn's `y`, and their usual variants.
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
-# The options that say how an image becomes numbers. Arrays and tensors of a callable are numbers already.
-IMAGE_OPTIONS = ("size", "resize", "mean", "std", "grayscale", "channels_last")
-
-
-@dataclass(frozen=True, slots=True)
-class DataOptions:
-    """How data is read; the defaults are those of the command line.
-
-    Attributes:
-        batch_size: samples in a batch, the last one may be smaller. A callable makes its own batches.
-        limit: read this many samples and no more; of images, evenly spread over the sorted names.
-        workers: threads that decode images ahead; 0 decodes in the calling thread.
-        input_keys: the arrays of a file, or keys of a yielded dict, that the model takes. One is passed alone, several
-            as a dict.
-        skip_unreadable: leave out what cannot be read, and list it, instead of an error.
-        size: (height, width) of the image that the model sees.
-        resize: length of an image's shorter side before `size` is cut out of its center.
-        mean: subtracted from pixels between 0 and 1, one for all channels or one for each.
-        std: what is left is divided by these.
-        grayscale: images of one channel instead of three.
-        channels_last: tensors of shape (N, H, W, C) instead of (N, C, H, W).
-        beside: a checkpoint; the preprocessing is read from a configuration that lies in its folder.
-        python_paths: folders to import a callable from, besides the current one.
-    """
-
-    batch_size: int = 32
-    limit: int | None = None
-    workers: int = 2
-    input_keys: tuple[str, ...] = ()
-    skip_unreadable: bool = False
-    size: tuple[int, int] | None = None
-    resize: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    grayscale: bool = False
-    channels_last: bool = False
-    beside: Path | None = None
-    python_paths: tuple[Path, ...] = ()
-
-    def check(self) -> None:
-        """Raises UsageError for numbers that mean nothing."""
-        for name, least in (("batch_size", 1), ("limit", 1), ("workers", 0), ("resize", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"{option(name)} {value} is too small", f"Give {least} or more.")
-        if self.size is not None and min(self.size) < 1:
-            raise UsageError(f"--size {self.size[0]}x{self.size[1]} is no size", "Give height and width in pixels.")
-
-    def refuse(self, names: tuple[str, ...], kind: str, hint: str) -> None:
-        """Raises UsageError where an option was given that this kind of data has no use for: never ignore one."""
-        given = [name for name in names if getattr(self, name) not in (None, False, ())]
-        if given:
-            raise UsageError(f"{option(given[0])} is not for {kind}", hint)
-
-
-def option(name: str) -> str:
-    """The option of the command line: `input_keys` is `--input-key`."""
-    return f"--{name.removesuffix('s').replace('_', '-')}" if name == "input_keys" else f"--{name.replace('_', '-')}"
-
 
 Inputs = torch.Tensor | tuple[torch.Tensor, ...] | dict[str, torch.Tensor]
 

@@ -1,102 +1,42 @@
-"""Opens what `--data` names: a folder of images, files of arrays, or a callable of the user's, which runs here."""
+"""Batches from a callable of the user's, which runs here."""
 
 from __future__ import annotations
 
 import contextlib
 import random
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from bncheck.errors import UnsupportedError, UsageError
-from bncheck.evaluation.data import arrays, images
-from bncheck.evaluation.data.batches import (
-    IMAGE_OPTIONS,
-    LABEL_KEYS,
-    Batch,
-    Data,
-    DataOptions,
-    Inputs,
-    input_hash,
-    named_tensors,
-)
-from bncheck.evaluation.models.architecture import foreign_code, importable, load_callable
-from bncheck.wording import count, few
+from bncheck.errors import UsageError
+from bncheck.evaluation.data.arrays import NUMBERS, from_numpy
+from bncheck.evaluation.data.batches import LABEL_KEYS, Batch, Data
+from bncheck.evaluation.models.foreign import foreign_code, importable, load_callable
+from bncheck.wording import few
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Batch", "Data", "DataOptions", "Inputs", "input_hash", "named_tensors", "open_data"]
+    from bncheck.options.data import DataOptions
+    from bncheck.options.option import StrPath
 
-KINDS = "A folder of images, a folder or file of .npy, .npz, .pt or .safetensors, or module:callable."
 YIELD_HINT = "Yield tensors, (inputs, labels), or dicts of tensors."
 
 
-def open_data(spec: str, options: DataOptions) -> Data:
-    """What `--data` names, ready to iterate over, again and again from the beginning, in one fixed order.
-
-    Args:
-        spec: a folder or file, or `module:callable` or `file.py:callable`.
-        options: how it is read.
-
-    Raises:
-        UsageError: the spec or the options cannot be followed.
-        UnreadableError: something is damaged, or there is nothing to read.
-        UnsupportedError: files of another kind.
-        ModelError: the user's callable fails.
-    """
-    options.check()
-    path = Path(spec)
-    if path.is_dir():
-        return open_folder(path, options)
-    if path.is_file():
-        suffix = path.suffix.lower()
-        if suffix in images.SUFFIXES:
-            return images.open_images(path.parent, [path.name], options)
-        if suffix in arrays.SUFFIXES:
-            return open_arrays(path.parent, [path.name], options)
-        raise UnsupportedError(f"--data {spec} is a file of a kind that is not read", KINDS)
-    if ":" in spec:
-        return open_callable(spec, options)
-    raise UsageError(f"--data {spec} does not exist", KINDS)
-
-
-def open_folder(folder: Path, options: DataOptions) -> Data:
-    pictures = images.find_files(folder, images.SUFFIXES)
-    files = images.find_files(folder, arrays.SUFFIXES)
-    if pictures and files:
-        raise UsageError(
-            f"--data {folder} holds both {count(len(pictures), 'image')} and {count(len(files), 'file')} of arrays, "
-            f"such as {few([files[0]])}",
-            "Name a folder that holds only one kind, or one file.",
-        )
-    if pictures:
-        return images.open_images(folder, pictures, options)
-    if files:
-        return open_arrays(folder, files, options)
-    empty = not any(folder.iterdir())
-    raise UsageError(f"--data {folder} {'is empty' if empty else 'holds no images and no arrays'}", KINDS)
-
-
-def open_arrays(folder: Path, names: Sequence[str], options: DataOptions) -> Data:
-    options.refuse(IMAGE_OPTIONS, "arrays", arrays.PICTURES_HINT)
-    return arrays.open_arrays(folder, names, options)
-
-
-# -- the user's callable
-
-
-def open_callable(spec: str, options: DataOptions) -> Data:
+def open_callable(spec: str, options: DataOptions, python_path: Sequence[StrPath] = ()) -> Data:
     """What the user's function gives, an iterable of batches.
 
     An iterable that can be read only once, such as a generator, is asked for anew for each pass; another, such as a
     DataLoader, is kept and iterated over again.
+
+    Args:
+        spec: `module:callable` or `file.py:callable`.
+        options: how much of it is read, and which keys of its dicts.
+        python_path: folders to import from, besides the current one.
     """
-    options.refuse(IMAGE_OPTIONS, "a callable", "What the callable yields goes to the model as it is.")
-    source = CallableSource(spec, options)
+    source = CallableSource(spec, options, python_path)
     description = {"kind": "callable", "callable": spec, "batch_size": "as the callable gives it"}
     return Data(source.read_batches, description)
 
@@ -104,9 +44,10 @@ def open_callable(spec: str, options: DataOptions) -> Data:
 class CallableSource:
     """Runs the user's code, each step of it as `running` says."""
 
-    def __init__(self, spec: str, options: DataOptions) -> None:
+    def __init__(self, spec: str, options: DataOptions, python_path: Sequence[StrPath]) -> None:
         self.spec = spec
         self.options = options
+        self.python_path = python_path
         self.randomness = random_state()
         self.passes = 0
         self.kept: Iterable[Any] | None = None
@@ -124,7 +65,7 @@ class CallableSource:
         set_random_state(self.randomness)
         try:
             hint = "Run it alone to see where; --debug shows the traceback."
-            with importable(self.options.python_paths), foreign_code(f"--data {self.spec} fails", hint):
+            with importable(self.python_path), foreign_code(f"--data {self.spec} fails", hint):
                 yield
         finally:
             self.randomness = random_state()
@@ -168,7 +109,7 @@ class CallableSource:
                         item = next(items)
                     except StopIteration:
                         break
-                    batch = batch_of(item, self.spec, self.options.input_keys)
+                    batch = batch_of(item, self.spec, self.options.input_key)
                 batch = batch if left is None or batch.size <= left else cut(batch, left)
                 left = None if left is None else left - batch.size
                 empty = False
@@ -251,8 +192,8 @@ def chosen_inputs(found: Mapping[Any, Any], spec: str, input_keys: Sequence[str]
 
 def as_tensor(value: Any) -> Any:
     """Arrays as tensors; everything else as it is."""
-    if isinstance(value, np.ndarray) and value.dtype.kind in arrays.NUMBERS:
-        return arrays.from_numpy(value)
+    if isinstance(value, np.ndarray) and value.dtype.kind in NUMBERS:
+        return from_numpy(value)
     return value
 
 

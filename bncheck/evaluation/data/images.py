@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from bncheck.evaluation.data.batches import DataOptions
     from bncheck.evaluation.data.preprocessing import Preprocessing
+    from bncheck.options.data import DataOptions
 
 SUFFIXES = {
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
@@ -55,16 +55,16 @@ class Picture:
     label: int | None
 
 
-def open_images(root: Path, names: Sequence[str], options: DataOptions) -> Data:
+def open_images(root: Path, names: Sequence[str], options: DataOptions, beside: Path | None = None) -> Data:
     """The images of a folder, or one image.
 
     Args:
         root: the folder.
         names: the images in it, as `find_files` gives them.
         options: how they are read.
+        beside: a checkpoint, in whose folder a configuration of the preprocessing may lie.
     """
-    options.refuse(("input_keys",), "images", "An image is the model's only input.")
-    preprocessing = find_preprocessing(options)
+    preprocessing = find_preprocessing(options, beside)
     classes = class_names(names)
     skipped: list[str] = []
     description = {

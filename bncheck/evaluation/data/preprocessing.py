@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from bncheck.evaluation.data.batches import DataOptions
+    from bncheck.options.data import DataOptions
 
 HUGGING_FACE = "preprocessor_config.json"
 TIMM = "config.json"
@@ -80,30 +80,35 @@ class Preprocessing:
         return described
 
 
-def find_preprocessing(options: DataOptions) -> Preprocessing:
+def find_preprocessing(options: DataOptions, beside: Path | None) -> Preprocessing:
     """What the user gave; for the rest the configuration beside the checkpoint; for the rest pixels between 0 and 1.
 
     `--size` alone resizes to exactly that; `--resize` alone sets the shorter side and cuts out a square of that length;
     together the shorter side is set first, then `--size` is cut out of the center, as is usual with torchvision.
 
+    Args:
+        options: what the user gave.
+        beside: a checkpoint, in whose folder a configuration may lie.
+
     Raises:
         UsageError: the options contradict each other.
         UnreadableError: the configuration is damaged.
     """
-    geometry = options.size is not None or options.resize is not None
-    everything_given = geometry and options.mean is not None and options.std is not None
-    found = None if options.beside is None or everything_given else beside_checkpoint(options.beside)
+    size, mean, std = options.height_and_width, options.means, options.stds
+    geometry = size is not None or options.resize is not None
+    everything_given = geometry and mean is not None and std is not None
+    found = None if beside is None or everything_given else beside_checkpoint(beside)
     chosen = found or Preprocessing(
         origin={"size": "not given: images as they are", "mean": "not given: pixels between 0 and 1, not normalised"}
     )
     origin = dict(chosen.origin)
     if geometry:
-        resize, crop = given_geometry(options.size, options.resize)
+        resize, crop = given_geometry(size, options.resize)
         chosen = replace(chosen, resize=resize, crop=crop)
         origin["size"] = "options"
-    if options.mean is not None or options.std is not None:
-        chosen = replace(chosen, mean=options.mean or chosen.mean, std=options.std or chosen.std)
-        both = options.mean is not None and options.std is not None
+    if mean is not None or std is not None:
+        chosen = replace(chosen, mean=chosen.mean if mean is None else mean, std=chosen.std if std is None else std)
+        both = mean is not None and std is not None
         origin["mean"] = "options" if both or found is None else f"options and {origin['mean']}"
     if options.grayscale:
         chosen = replace(chosen, grayscale=True)

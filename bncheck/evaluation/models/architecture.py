@@ -1,46 +1,40 @@
-"""Builds the model that the user named. Foreign code runs here, and only after `--model` has named it."""
+"""What the architecture that the user named knows of its layers, for a file that does not say it."""
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import importlib
-import importlib.util
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bncheck.checkpoints.contents.state_dicts import prefix_stripper
-from bncheck.errors import BncheckError, ModelError, UsageError
+from bncheck.evaluation.models.foreign import build, foreign_code, importable, load_callable
 from bncheck.evaluation.models.live import describe, live_group, tensor_of
 from bncheck.pairing.names import common_prefix
 from bncheck.subjects.checkpoint import Checkpoint, Group, Tensor
 from bncheck.subjects.layer import BatchNormLayer, Known, Setting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable
+
+    from bncheck.options.model import Architecture
 
 
-def architecture(
-    spec: str, arguments: Sequence[str] | Mapping[str, Any], python_paths: Sequence[Path]
-) -> Callable[[Checkpoint], Checkpoint]:
+def architecture(options: Architecture) -> Callable[[Checkpoint], Checkpoint]:
     """A function that adds to a checkpoint what the architecture knows: eps, momentum, affine, tracking, kind.
 
     Args:
-        spec: `module:callable` or `path/to/file.py:callable`, a class, a function or a module instance.
-        arguments: `name=value` for the callable, the value a Python literal or else text.
-        python_paths: folders to import from, besides the current one.
+        options: which architecture, its arguments, and where to import it from.
 
     Raises:
-        UsageError: the spec or an argument is not of that form.
+        UsageError: no callable is named.
         ModelError: the code cannot be imported or fails.
     """
-    with importable(python_paths), contextlib.redirect_stdout(sys.stderr):
-        module, note = build(load_callable(spec), spec, keyword_arguments(arguments))
+    spec = options.model or ""
+    with importable(options.python_path), contextlib.redirect_stdout(sys.stderr):
+        module, note = build(load_callable(spec), spec, options.arguments)
     with foreign_code(f"--model {spec} has no state_dict", "Name a module whose weights can be saved."):
         known = replace(live_group(module), tensors=saved_tensors(module))
     notes = (note,) if note else ()
@@ -55,119 +49,6 @@ def architecture(
         return replace(checkpoint, groups=tuple(groups), notes=(*checkpoint.notes, *said))
 
     return complete
-
-
-# -- the code that the user named
-
-
-@contextlib.contextmanager
-def foreign_code(failure: str, hint: str) -> Iterator[None]:
-    """Around code that is not ours: what it prints goes to stderr, what it raises becomes a ModelError.
-
-    Args:
-        failure: how the message starts, "--model net:Net fails", say.
-        hint: what the user can do.
-    """
-    with contextlib.redirect_stdout(sys.stderr):
-        try:
-            yield
-        except BncheckError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise ModelError(f"{failure}: {described(error)}", hint) from error
-
-
-def described(error: BaseException) -> str:
-    """Type and message in one line. The traceback of TorchScript ends with what matters, other texts start with it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    if any(line.startswith("Traceback") for line in lines):
-        return lines[-1]
-    return f"{type(error).__name__}: {' '.join(lines[: 2 if lines[0].endswith(':') else 1])}"
-
-
-@contextlib.contextmanager
-def importable(folders: Sequence[Path]) -> Iterator[None]:
-    """Makes the folders and the current directory importable: a console script does not see the latter by itself."""
-    before = list(sys.path)
-    sys.path[:0] = [str(folder.resolve()) for folder in folders] + [str(Path.cwd())]
-    try:
-        yield
-    finally:
-        sys.path[:] = before
-
-
-def load_callable(spec: str, option: str = "--model") -> Any:
-    """What `module:name` or `file.py:name` refers to; `option` is where the user gave it."""
-    place, _, name = spec.rpartition(":")
-    if not place or not name:
-        raise UsageError(
-            f"{option} {spec} does not name a callable", "Write module:callable or path/to/file.py:callable."
-        )
-    hint = "Check the name, and --python-path; the current directory is importable."
-    with foreign_code(f"{option} {spec} cannot be loaded", hint):
-        found: Any = load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-        for part in name.split("."):
-            found = getattr(found, part)
-    return found
-
-
-def load_file(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses and pickles look their module up there
-    spec.loader.exec_module(module)
-    return module
-
-
-def keyword_arguments(arguments: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
-    """`name=value` pairs as keyword arguments."""
-    if isinstance(arguments, Mapping):
-        return dict(arguments)
-    made: dict[str, Any] = {}
-    for argument in arguments:
-        name, equals, text = argument.partition("=")
-        if not equals or not name.isidentifier():
-            raise UsageError(f"--model-arg {argument} is not of the form name=value", "Write num_classes=10, say.")
-        try:
-            made[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            made[name] = text
-    return made
-
-
-def build(found: Any, spec: str, arguments: dict[str, Any]) -> tuple[torch.nn.Module, str | None]:
-    """The module, without memory for its numbers where its constructor allows that, and a note where not."""
-    note = None
-    try:
-        with torch.device("meta"):
-            made = construct(found, spec, arguments)
-    except ModelError as error:  # constructors that read numbers fail on the meta device
-        made = construct(found, spec, arguments)
-        note = f"{spec} was built on the CPU: on the meta device it raises {type(error.__cause__).__name__}"
-    return made, note
-
-
-def construct(found: Any, spec: str, arguments: dict[str, Any]) -> torch.nn.Module:
-    """The module that a class or function makes, as it makes it; an instance is taken as it is."""
-    if isinstance(found, torch.nn.Module):
-        return found
-    with foreign_code(f"--model {spec} fails", "Pass what it needs with --model-arg NAME=VALUE."):
-        made = found(**arguments)
-    if not isinstance(made, torch.nn.Module):
-        raise ModelError(
-            f"--model {spec} gives a {type(made).__name__}, not a torch.nn.Module",
-            "Name a class or a factory function.",
-        )
-    return made
-
-
-# -- what it knows
 
 
 def with_architecture(group: Group, known: Group) -> tuple[Group, list[str]]:

@@ -21,7 +21,7 @@ import torch
 from bncheck.checkpoints.encodings.zip_archive import ZipArchive
 from bncheck.checkpoints.formats.pt2.archive import CONSTANTS, MODELS, SAMPLE_INPUTS, WEIGHTS
 from bncheck.errors import UsageError
-from bncheck.evaluation.models.architecture import foreign_code
+from bncheck.evaluation.models.foreign import foreign_code
 from bncheck.wording import quoted
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from bncheck.checkpoints.contents.state_dicts import BESIDE_WRAPPER, COUNTER, prefix_stripper
 from bncheck.checkpoints.encodings.limits import largest_tensor, tensors_up_to
 from bncheck.errors import ModelError
-from bncheck.evaluation.models.architecture import foreign_code
+from bncheck.evaluation.models.foreign import foreign_code
 from bncheck.pairing.names import common_prefix, modules_of
 from bncheck.wording import few
 

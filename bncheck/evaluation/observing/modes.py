@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bncheck.evaluation.models.architecture import foreign_code
-from bncheck.evaluation.observing.calls import call, scores_of
+from bncheck.evaluation.models.calls import call, scores_of
+from bncheck.evaluation.models.foreign import foreign_code
 from bncheck.evaluation.restoring import snapshot
 from bncheck.wording import count, few, quoted
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bncheck.evaluation.observing.calls import outputs_of, predictions_of
+from bncheck.evaluation.models.calls import outputs_of, predictions_of
 from bncheck.subjects.evaluation import Agreement
 
 if TYPE_CHECKING:

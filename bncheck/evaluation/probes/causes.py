@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from bncheck.evaluation.data.batches import input_hash
-from bncheck.evaluation.observing.calls import call, outputs_of
+from bncheck.evaluation.models.calls import call, outputs_of
 from bncheck.evaluation.observing.operators import Interception, Record, layer_addresses, module_names, seed
 from bncheck.evaluation.observing.outputs import largest_difference
 from bncheck.evaluation.restoring import put_back, snapshot

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bncheck.evaluation.observing.calls import call
+from bncheck.evaluation.models.calls import call
 from bncheck.evaluation.observing.modes import (
     data_notes,
     description_of,

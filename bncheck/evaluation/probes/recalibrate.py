@@ -23,8 +23,8 @@ import torch
 from bncheck.checkpoints.contents.state_dicts import STATISTICS, prefix_stripper
 from bncheck.checkpoints.rewriting.plan import NewStatistics
 from bncheck.errors import ModelError, UsageError
+from bncheck.evaluation.models.calls import call
 from bncheck.evaluation.models.weights import matched
-from bncheck.evaluation.observing.calls import call
 from bncheck.evaluation.observing.modes import placed_batches
 from bncheck.evaluation.observing.moments import ChannelMoments, watching
 from bncheck.evaluation.restoring import Statistics, put_back, restored, snapshot, statistics_of

@@ -14,7 +14,7 @@ import torch
 
 from bncheck.errors import BncheckError
 from bncheck.evaluation.data.batches import Batch, input_hash
-from bncheck.evaluation.observing.calls import call, outputs_of, predictions_of
+from bncheck.evaluation.models.calls import call, outputs_of, predictions_of
 from bncheck.evaluation.observing.modes import (
     data_notes,
     description_of,

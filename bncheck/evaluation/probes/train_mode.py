@@ -17,14 +17,14 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bncheck.errors import ModelError
-from bncheck.evaluation.observing.calls import call
+from bncheck.evaluation.models.calls import call
 from bncheck.evaluation.restoring import Statistics, put_back, snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from bncheck.evaluation.models.calls import Inputs
     from bncheck.evaluation.models.runnable import Runnable
-    from bncheck.evaluation.observing.calls import Inputs
     from bncheck.subjects.layer import BatchNormLayer
 
 

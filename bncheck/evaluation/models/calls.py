@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bncheck.evaluation.models.architecture import foreign_code
+from bncheck.evaluation.models.foreign import foreign_code
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
