@@ -19,7 +19,9 @@ from bncheck.checkpoints import read_checkpoint
 from bncheck.checkpoints.sources.local import FileSource
 from bncheck.errors import UsageError
 from bncheck.findings.report import Report, Verdict
-from bncheck.pairing.groups import PIECE, equal_tensors, pair_of, proposals
+from bncheck.pairing.equality import PIECE, equal_tensors
+from bncheck.pairing.groups import pair_of
+from bncheck.pairing.names import proposals
 from bncheck.subjects.checkpoint import Checkpoint, Tensor
 from bncheck.subjects.pair import CheckpointPair
 from tests.rules.layers import layer, of_state_dict

@@ -1,5 +1,6 @@
 """NaN and infinity in statistics and parameters."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,6 +43,15 @@ def test_fires(name: str) -> None:
     assert isinstance(evidence, Evidence)
     assert evidence.measured["channels"] == channels
     assert words in evidence.message
+
+
+@pytest.mark.parametrize("num_features", [None, 64], ids=["unknown", "wrong"])
+def test_channels_are_counted_by_the_numbers_that_are_there(num_features: int | None) -> None:
+    """A variance that was cast to integers leaves the number of channels open."""
+    examined = replace(of_state_dict(running_mean=[NAN, 0, 0, 0], running_var=None), num_features=num_features)
+    [evidence] = answers(RULE, examined)
+    assert isinstance(evidence, Evidence)
+    assert "running_mean is not finite in channel 0 of 4" in evidence.message
 
 
 def test_an_overflow_is_not_claimed_when_parameters_are_broken_too() -> None:

@@ -19,8 +19,8 @@ from bncheck.checkpoints import read_checkpoint
 from bncheck.checkpoints.sources.local import FileSource
 from bncheck.findings.rule import Evidence, Severity
 from bncheck.judgement.diagnosis import diagnose, diagnose_pair
+from bncheck.pairing.averages import compare, parameter_change
 from bncheck.pairing.groups import pair_of
-from bncheck.pairing.names import compare, parameter_change
 from bncheck.rules import DIFF_RULES, RULES
 from bncheck.rules.stale_averaged_statistics import RULE
 from bncheck.subjects.checkpoint import Checkpoint, Group, Tensor

@@ -104,6 +104,11 @@ def test_the_message_has_the_shift_its_noise_and_the_ratio() -> None:
     assert "standard deviation at 2 of the stored one" in message(RULE, examined)
 
 
+def test_an_eps_of_0_is_no_missing_one() -> None:
+    examined = evaluation(fitted(variance=4e-8, running_var=1e-8, eps=stored(0.0)))
+    assert "standard deviation at 2 of the stored one" in message(RULE, examined)
+
+
 def trained(name: str, mean: float = 0.0) -> EvaluatedLayer:
     """A layer whose statistics are not those of a new one."""
     return fitted(name, mean, 2.0, running_var=2.0)
