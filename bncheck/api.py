@@ -1,320 +1,245 @@
-"""The commands as Python functions: `bncheck.inspect(...)`, `bncheck.drift(...)`, `bncheck.diff(...)`."""
+"""The commands as Python functions: `bncheck.inspect(...)`, `bncheck.drift(...)`, `bncheck.diff(...)`.
+
+Each takes the options of its command as keywords, in Python's spelling: `--batch-size 8` is `batch_size=8`, an option
+that may repeat is a sequence, and `--model-arg a=1` is `model_args={"a": 1}`. Their types are those of the fields in
+`bncheck.options`.
+"""
 
 from __future__ import annotations
 
+import inspect as signatures
 import os
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
-from bncheck.checkpoints import find_checkpoints, read_checkpoint
-from bncheck.checkpoints.sources.local import FileSource
 from bncheck.errors import UsageError
-from bncheck.findings.rule import Severity
-from bncheck.judgement.diagnosis import diagnose
-from bncheck.judgement.selection import chosen
-from bncheck.rules import INSPECT_RULES
+from bncheck.findings import report as findings
+from bncheck.options.asking import DiffOptions, InspectOptions
+from bncheck.options.gating import GateOptions
+from bncheck.options.option import Options, of_kind, option_of
+from bncheck.options.probing import DriftOptions, RecalibrateOptions, RepeatOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     import torch
 
-    from bncheck.findings.report import Report
-    from bncheck.findings.rule import Rule
-    from bncheck.subjects.checkpoint import Checkpoint
+    Subject = str | os.PathLike[str] | torch.nn.Module
+    Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+P = ParamSpec("P")
+Asked = TypeVar("Asked", bound=Options)
+Function = TypeVar("Function")
 
 
-def inspect(
-    subject: str | os.PathLike[str] | torch.nn.Module,
-    *,
-    fail_on: str | None = "error",
-    select: Sequence[str] = (),
-    ignore: Sequence[str] = (),
-    deep: bool = False,
-) -> Report:
+@dataclass(frozen=True, slots=True)
+class Report(findings.Report):
+    """All that is said about one subject. Same input, same report.
+
+    `verdict` is what it comes to, `findings` the defects with their layer, numbers and fix, `undecided` the rules that
+    could not tell and why, `layers` a summary of every layer, `measurements` what was measured on data, and `error` is
+    why there is no verdict. `print(report)` shows the text report, and a notebook a table.
+    """
+
+    def __str__(self) -> str:
+        """The text report, as `print(report)` shows it."""
+        from bncheck.reports.text.printed import as_text
+
+        return as_text(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from bncheck.reports.html import as_html
+
+        return as_html(self)
+
+
+def public(report: findings.Report) -> Report:
+    """The report as one that shows itself."""
+    return Report(**{held.name: getattr(report, held.name) for held in fields(report)})
+
+
+# -- options as keywords
+
+
+class OnOne(Protocol[P]):
+    """A function of a subject, and the options of a command."""
+
+    def __call__(self, subject: Subject, *_: P.args, **options: P.kwargs) -> Report: ...
+
+
+class OnTwo(Protocol[P]):
+    """A function of two subjects, and the options of a command."""
+
+    def __call__(self, before: Subject, after: Subject, *_: P.args, **options: P.kwargs) -> Report: ...
+
+
+class OnData(Protocol[P]):
+    """A function of a subject and data, and the options of a command."""
+
+    def __call__(self, subject: Subject, data: object = None, *_: P.args, **options: P.kwargs) -> Report: ...
+
+
+class OnMany(Protocol[P]):
+    """A function of paths, and the options of a command."""
+
+    def __call__(self, paths: Paths = (), *_: P.args, **options: P.kwargs) -> tuple[Report, ...]: ...
+
+
+def described(function: Callable[..., Any], kind: type[Options]) -> Callable[..., Any]:
+    """The function with the options in its signature and its docstring."""
+    signature = signatures.signature(function)
+    own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+    held = [one for one in of_kind(kind) if one.name not in signature.parameters]
+    keywords = [
+        signatures.Parameter(one.name, signatures.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.type)
+        for one in held
+    ]
+    function.__signature__ = signature.replace(parameters=[*own, *keywords])  # type: ignore[attr-defined]
+    lines = "\n".join(f"    {one.name}: {option_of(one).help}" for one in held)
+    function.__doc__ = f"{signatures.cleandoc(function.__doc__ or '')}\n\nOptions:\n{lines}\n"
+    return function
+
+
+def asked(function: str, kind: type[Asked], given: Mapping[str, Any]) -> Asked:
+    """The options that were given as keywords; TypeError for one that there is not."""
+    unknown = sorted(set(given) - {held.name for held in fields(kind)})
+    if unknown:
+        raise TypeError(f"{function}() got an unexpected keyword argument {unknown[0]!r}")
+    return kind(**given)
+
+
+def on_one(kind: Callable[P, Options]) -> Callable[[Callable[..., Report]], OnOne[P]]:
+    return lambda function: described(function, kind)  # type: ignore[arg-type]
+
+
+def on_two(kind: Callable[P, Options]) -> Callable[[Callable[..., Report]], OnTwo[P]]:
+    return lambda function: described(function, kind)  # type: ignore[arg-type]
+
+
+def on_data(kind: Callable[P, Options]) -> Callable[[Callable[..., Report]], OnData[P]]:
+    return lambda function: described(function, kind)  # type: ignore[arg-type]
+
+
+def on_many(kind: Callable[P, Options]) -> Callable[[Callable[..., tuple[Report, ...]]], OnMany[P]]:
+    return lambda function: described(function, kind)  # type: ignore[arg-type]
+
+
+# -- the functions
+
+
+@on_one(InspectOptions)
+def inspect(subject: Subject, **options: Any) -> Report:
     """What `bncheck inspect` says of one checkpoint, or of a live module.
 
     Args:
         subject: the path of a checkpoint, which is read and never run; or a module, which is only looked at.
-        fail_on: the severity from which on a finding makes the verdict FAILED: "error", "warning", "note"; None for
-            never.
-        select: ids or globs of the only rules to ask.
-        ignore: ids or globs of rules to leave out.
-        deep: whether rules are asked that read more of the file than the rest.
 
     Raises:
         BncheckError: the file cannot be read, or an argument is wrong.
     """
-    threshold = Severity(fail_on) if fail_on else None
-    rules = chosen(INSPECT_RULES, select, ignore, deep=deep)
-    if not isinstance(subject, (str, os.PathLike)):
-        from bncheck.evaluation.models.live import live_checkpoint
+    from bncheck.commands.inspect import inspection
 
-        return diagnose(live_checkpoint(subject), threshold, rules)
-    found = find_checkpoints(str(Path(subject)))
-    if len(found) > 1:
-        raise UsageError(f"{subject} holds {len(found)} checkpoints", "Inspect them one by one.")
-    with FileSource(found[0]) as source:
-        return diagnose(read_checkpoint(source), threshold, rules)
+    return public(inspection(asked("inspect", InspectOptions, options)).report(subject))
 
 
-def diff(
-    before: str | os.PathLike[str] | torch.nn.Module,
-    after: str | os.PathLike[str] | torch.nn.Module,
-    *,
-    fail_on: str | None = "error",
-    select: Sequence[str] = (),
-    ignore: Sequence[str] = (),
-    before_group: Sequence[str] = (),
-    after_group: Sequence[str] = (),
-    map: Mapping[str, str] | None = None,
-) -> Report:
+@on_two(DiffOptions)
+def diff(before: Subject, after: Subject, **options: Any) -> Report:
     """What `bncheck diff` says happened between two checkpoints, or live modules.
 
     Args:
         before, after: paths of checkpoints, which are read and never run; or modules, which are only looked at.
-        fail_on: the severity from which on a finding makes the verdict FAILED: "error", "warning", "note"; None for
-            never.
-        select: ids or globs of the only rules to ask.
-        ignore: ids or globs of rules to leave out.
-        before_group, after_group: globs for the state dicts of either file that are compared; empty for all.
-        map: what names begin with in `before`, and in its place in `after`; None to find it.
 
     Raises:
         BncheckError: a file cannot be read, they have no layer in common, or an argument is wrong.
     """
-    from contextlib import ExitStack
+    from bncheck.commands.diff import comparison
 
-    from bncheck.commands.diff import compare
-    from bncheck.rules import DIFF_RULES
-
-    rules = chosen(DIFF_RULES, select, ignore)
-    with ExitStack() as open_files:
-
-        def read(subject: str | os.PathLike[str] | torch.nn.Module) -> Checkpoint:
-            if not isinstance(subject, (str, os.PathLike)):
-                from bncheck.evaluation.models.live import live_checkpoint
-
-                return live_checkpoint(subject)
-            found = find_checkpoints(str(Path(subject)))
-            if len(found) > 1:
-                raise UsageError(f"{subject} holds {len(found)} checkpoints", "Compare them one by one.")
-            return read_checkpoint(open_files.enter_context(FileSource(found[0])))
-
-        return compare(
-            read(before),
-            read(after),
-            Severity(fail_on) if fail_on else None,
-            rules,
-            before_group,
-            after_group,
-            tuple((map or {}).items()),
-        )
+    return public(comparison(before, asked("diff", DiffOptions, options)).report(after))
 
 
-# The options of the command line that name a model and data, with their defaults.
-RUN_OPTIONS: dict[str, Any] = {
-    "model": None,
-    "model_arg": None,
-    "trust_pickle": False,
-    "group": None,
-    "main": None,
-    "python_path": None,
-    "device": "auto",
-    "dtype": None,
-    "threads": None,
-    "size": None,
-    "resize": None,
-    "mean": None,
-    "std": None,
-    "grayscale": False,
-    "channels_last": False,
-    "input_key": None,
-    "limit": None,
-    "batch_size": 32,
-    "workers": 2,
-    "skip_unreadable": False,
-}
-
-
-def drift(
-    subject: str | os.PathLike[str] | torch.nn.Module,
-    data: object,
-    *,
-    evaluator: str | Callable[..., Any] | None = None,
-    in_distribution: bool = False,
-    channels: bool = False,
-    fail_on: str | None = "error",
-    select: Sequence[str] = (),
-    ignore: Sequence[str] = (),
-    **options: Any,
-) -> Report:
+@on_data(DriftOptions)
+def drift(subject: Subject, data: object = None, **options: Any) -> Report:
     """What `bncheck drift` says of a checkpoint or a live module, which is given back bit for bit as it came.
+
+    Shifts are in standard deviations of the stored statistics, one number per channel; `measurements` has their median
+    and maximum over the channels of a layer, and with `channels=True` arrays of shape (num_features,).
 
     Args:
         subject: the path of a checkpoint, or a module in the modes in which it would be evaluated.
-        data: what `--data` names, or batches: a list, a DataLoader, or a function that makes an iterable.
-        evaluator: your own evaluation, `function(model, batches)` or `function(model)`, or what `--evaluator` names.
-        in_distribution: whether the data are like those of the training.
-        channels: whether the measurements have arrays per channel.
-        fail_on: the severity from which on a finding makes the verdict FAILED; None for never.
-        select: ids or globs of the only rules to ask.
-        ignore: ids or globs of rules to leave out.
-        options: those of `bncheck drift` that name a model and data: model, trust_pickle, batch_size, mean, ...
+        data: what `--data` names, or batches: a list, a DataLoader, or a function that makes an iterable. Inputs are
+            (N, C, ...) with the samples first.
 
     Raises:
         BncheckError: the model, the data or the evaluation fail, or an argument is wrong.
     """
-    from bncheck.rules import DRIFT_RULES
+    from bncheck.commands.drift import drift as work
 
-    given = {"evaluator": evaluator, "in_distribution": in_distribution, "data": data}
-    rules = chosen(DRIFT_RULES, select, ignore)
-    return on_data("drift", subject, given, options, rules, fail_on, channels=channels)
+    return public(work(subject, data, asked("drift", DriftOptions, options)))
 
 
-def repeat(
-    subject: str | os.PathLike[str] | torch.nn.Module,
-    data: object,
-    *,
-    evaluator: str | Callable[..., Any] | None = None,
-    runs: int = 2,
-    fail_on: str | None = "error",
-    select: Sequence[str] = (),
-    ignore: Sequence[str] = (),
-    **options: Any,
-) -> Report:
-    """What `bncheck repeat` says of a checkpoint or a live module; arguments as those of `drift`, and how many runs."""
-    from bncheck.rules import REPEAT_RULES
+@on_data(RepeatOptions)
+def repeat(subject: Subject, data: object = None, **options: Any) -> Report:
+    """What `bncheck repeat` says of a checkpoint or a live module, which is given back bit for bit as it came.
 
-    given = {"evaluator": evaluator, "runs": max(runs, 2), "data": data}
-    return on_data("repeat", subject, given, options, chosen(REPEAT_RULES, select, ignore), fail_on)
-
-
-def on_data(
-    command: str,
-    subject: str | os.PathLike[str] | torch.nn.Module,
-    given: Mapping[str, Any],
-    options: Mapping[str, Any],
-    rules: Sequence[Rule],
-    fail_on: str | None,
-    *,
-    channels: bool = False,
-) -> Report:
-    unknown = sorted(set(options) - set(RUN_OPTIONS))
-    if unknown:
-        raise TypeError(f"{command}() got an unexpected keyword argument {unknown[0]!r}")
-    from bncheck.evaluation.session import examine
-    from bncheck.judgement.diagnosis import diagnose_evaluation
-
-    examined = Path(subject) if isinstance(subject, (str, os.PathLike)) else subject
-    evaluation = examine(command, examined, {**RUN_OPTIONS, **options, **given}, lambda samples: None)
-    return diagnose_evaluation(evaluation, Severity(fail_on) if fail_on else None, rules, channels=channels)
-
-
-def gate(
-    *paths: str | os.PathLike[str], config: str | os.PathLike[str] | None = None, **options: Any
-) -> tuple[Report, ...]:
-    """What `bncheck gate` says: a report on each checkpoint, by the configuration of the project.
+    Differences are relative to the largest output.
 
     Args:
-        paths: checkpoints, folders or patterns; none for those of the configuration.
-        config: the file with the configuration; None to look for it here and in the folders above.
-        options: keys of the configuration that take the place of what it says, `fail_on="error"`.
+        subject: the path of a checkpoint, or a module in the modes in which it would be evaluated.
+        data: what `--data` names, or batches: a list, a DataLoader, or a function that makes an iterable.
 
     Raises:
-        BncheckError: the configuration is wrong, or nothing is named.
+        BncheckError: the model, the data or the evaluation fail, or an argument is wrong.
     """
-    import datetime
+    from bncheck.commands.repeat import repeat as work
 
-    from bncheck.commands import gate as gating
-    from bncheck.config import KEYS, configured
-    from bncheck.judgement.policy import policy_of
-    from bncheck.judgement.verdicts import gated
-    from bncheck.rules import RULES
-
-    given = {name.replace("_", "-"): value for name, value in options.items()}
-    unknown = sorted(set(given) - set(KEYS))
-    if unknown:
-        raise TypeError(f"gate() got an unexpected keyword argument {unknown[0]!r}")
-    settings = configured(Path.cwd(), Path(config) if config else None).with_options(given)
-    policy = policy_of(settings, [rule.id for rule in RULES])
-    items = gating.checkpoints_of(settings, [str(path) for path in paths])
-    if not items:
-        raise UsageError("no checkpoint is named", "Give one, or checkpoint = ... under [tool.bncheck].")
-    today = datetime.date.today()
-    reports = gating.examined(items, settings, 1, lambda check: lambda samples: None)
-    return tuple(gated(report, policy, today) for report in reports)
+    return public(work(subject, data, asked("repeat", RepeatOptions, options)))
 
 
-def recalibrate(
-    subject: str | os.PathLike[str] | torch.nn.Module,
-    data: object = None,
-    *,
-    output: str | os.PathLike[str] | None = None,
-    from_: str | os.PathLike[str] | None = None,
-    method: str = "train",
-    variance: str = "within-batch",
-    layers: Sequence[str] = (),
-    keep_frozen: bool = True,
-    force: bool = False,
-    fail_on: str | None = "error",
-    select: Sequence[str] = (),
-    ignore: Sequence[str] = (),
-    **options: Any,
-) -> Report:
+@on_data(RecalibrateOptions)
+def recalibrate(subject: Subject, data: object = None, **options: Any) -> Report:
     """Gives a checkpoint, or a live module, statistics that are estimated on data or copied from another checkpoint.
 
+    A file stays as it is: the new one is `output`; without it everything is measured and nothing written. A module
+    gets the new statistics in its buffers, and is otherwise given back as it came.
+
     Args:
-        subject: the path of a checkpoint, which stays as it is; or a module, whose buffers get the new statistics, and
-            which is otherwise given back as it came.
+        subject: the path of a checkpoint, or a module.
         data: what `--data` names, or batches: a list, a DataLoader, or a function that makes an iterable.
-        output: the new checkpoint; None to measure only. Not for a module.
-        from_: the checkpoint to copy from instead; nothing is run. Not for a module.
-        method: "train" or "sequential".
-        variance: "within-batch" or "pooled".
-        layers: globs of the only layers to change; empty for all.
-        keep_frozen: whether layers that are in eval mode while the rest of the module trains keep theirs.
-        force: whether an existing `output` is replaced.
-        fail_on: the severity from which on a finding makes the verdict FAILED; None for never.
-        select: ids or globs of the only rules to ask.
-        ignore: ids or globs of rules to leave out.
-        options: those of `bncheck recalibrate` that name a model and data: model, trust_pickle, batch_size, mean, ...
 
     Raises:
         BncheckError: the file, the model or the data fail, or an argument is wrong. Then nothing was written.
     """
-    unknown = sorted(set(options) - set(RUN_OPTIONS))
-    if unknown:
-        raise TypeError(f"recalibrate() got an unexpected keyword argument {unknown[0]!r}")
-    if (data is None) == (from_ is None):
+    from bncheck.commands.recalibrate import copy_statistics, recalibrate_file, recalibrate_module
+
+    wanted = asked("recalibrate", RecalibrateOptions, options)
+    if (data is None) == (wanted.from_ is None):
         raise UsageError("statistics come from data or from another checkpoint", "Give one of the two: data or from_.")
-    from bncheck.commands.recalibrate import RepairOptions, copy_statistics, recalibrate_file, recalibrate_module
+    if not isinstance(subject, (str, os.PathLike)):
+        if wanted.from_ is not None or wanted.output is not None:
+            hint = "Give the path of a checkpoint, or leave out the files."
+            raise UsageError("a live module has no file to write", hint)
+        return public(recalibrate_module(subject, data, wanted))
+    if wanted.from_ is not None:
+        return public(copy_statistics(Path(subject), Path(wanted.from_), wanted))
+    return public(recalibrate_file(Path(subject), data, wanted))
 
-    given = {**RUN_OPTIONS, **options, "data": data}
-    wanted = RepairOptions(
-        output=None if output is None else Path(output),
-        force=force,
-        group=given["group"],
-        layers=tuple(layers),
-        fail_on=Severity(fail_on) if fail_on else None,
-        select=tuple(select),
-        ignore=tuple(ignore),
-    )
-    is_path = isinstance(subject, (str, os.PathLike))
-    if from_ is not None and isinstance(subject, (str, os.PathLike)):
-        return copy_statistics(Path(subject), Path(from_), wanted)
-    if not is_path and (from_ is not None or output is not None):
-        raise UsageError("a live module has no file to write", "Give the path of a checkpoint, or leave out the files.")
-    from bncheck.evaluation.probes.recalibrate import Method, RecalibrationOptions, Variance
 
-    try:
-        estimation = RecalibrationOptions(Method(method), Variance(variance), tuple(layers), keep_frozen)
-    except ValueError as error:
-        raise UsageError(str(error), "Methods: train, sequential. Variances: within-batch, pooled.") from None
-    if isinstance(subject, (str, os.PathLike)):
-        return recalibrate_file(Path(subject), given, wanted, estimation)
-    from bncheck.evaluation.models.runnable import live_runnable
-    from bncheck.evaluation.session import load_data
+@on_many(GateOptions)
+def gate(paths: Paths = (), **options: Any) -> tuple[Report, ...]:
+    """What `bncheck gate` says: a report on each checkpoint, by the configuration of the project.
 
-    runnable = live_runnable(subject)
-    return recalibrate_module(runnable, load_data(Path(), given, runnable), wanted, estimation)
+    What is given here takes the place of what the configuration says.
+
+    Args:
+        paths: checkpoints, folders or patterns, one or several; none for those of the configuration.
+
+    Raises:
+        BncheckError: the configuration is wrong, or nothing is named.
+    """
+    from bncheck.commands.gate import run
+
+    asked("gate", GateOptions, options)
+    said = {**options, "checkpoint": [paths] if isinstance(paths, (str, os.PathLike)) else paths} if paths else options
+    return tuple(map(public, run({"jobs": 1, **said}).reports))

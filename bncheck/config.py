@@ -1,19 +1,21 @@
 """The configuration: `[tool.bncheck]` of pyproject.toml, or bncheck.toml.
 
-One table of keys says what there is; reading, the JSON schema and `bncheck config` all follow it.
+The options of the gate say what there is; reading, the JSON schema and `bncheck config` all follow them.
 """
 
 from __future__ import annotations
 
-import datetime
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from bncheck.errors import UsageError
+from bncheck.judgement.policy import as_date
+from bncheck.options.gating import GateOptions
+from bncheck.options.option import Counted, dashed, kind_of, option_of
 from bncheck.wording import nearest, quoted
 
 if sys.version_info >= (3, 11):
@@ -23,98 +25,28 @@ else:
 
 PYPROJECT = "pyproject.toml"
 OWN_FILE = "bncheck.toml"
-SEVERITIES = ("note", "warning", "error")
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    """A key of the configuration: its JSON schema without the description, its meaning, its default."""
-
-    schema: Mapping[str, Any]
-    meaning: str
-    default: Any = None
-
-
-STRING = {"type": "string"}
-INTEGER = {"type": "integer", "minimum": 1}
-BOOLEAN = {"type": "boolean"}
-STRINGS = {"type": "array", "items": STRING}
-NUMBERS = {"type": "array", "items": {"type": "number"}, "minItems": 1}
-IGNORE = {
-    "type": "array",
-    "items": {
-        "type": "object",
-        "properties": {
-            "rule": STRING,
-            "layer": STRING,
-            "reason": {"type": "string", "minLength": 1},
-            "expires": {"type": "string", "format": "date"},
-        },
-        "required": ["rule", "reason"],
-        "additionalProperties": False,
-    },
-}
-KEYS: dict[str, Key] = {
-    "checkpoint": Key({"anyOf": [STRING, STRINGS]}, "what to examine: paths, folders or patterns"),
-    "model": Key(STRING, "the architecture of a state_dict: module:callable or file.py:callable"),
-    "model-args": Key({"type": "object"}, "arguments for the callable, by name", {}),
-    "trust-pickle": Key(BOOLEAN, "whether a whole module may be unpickled, which runs whatever the file says", False),
-    "evaluator": Key(STRING, "your own evaluation, which is watched: module:function"),
-    "main": Key(STRING, "the script whose classes a pickle calls __main__.Net"),
-    "python-path": Key(STRINGS, "folders to import from, besides the current one", []),
-    "group": Key(STRING, "which state dict or module of the file: a name or glob"),
-    "data": Key(STRING, "what drift and repeat run on: a folder, a file, or module:callable"),
-    "input-key": Key(STRINGS, "the arrays or keys that the model takes", []),
-    "size": Key(STRING, "size of the image that the model sees: 224 or 224x160"),
-    "resize": Key(INTEGER, "length of the shorter side before size is cut out"),
-    "mean": Key(NUMBERS, "subtracted from pixels between 0 and 1"),
-    "std": Key(NUMBERS, "what is left is divided by these"),
-    "grayscale": Key(BOOLEAN, "images of one channel", False),
-    "channels-last": Key(BOOLEAN, "images of shape (N, H, W, C)", False),
-    "limit": Key(INTEGER, "samples to read, and no more"),
-    "batch-size": Key(INTEGER, "samples in a batch", 32),
-    "workers": Key({"type": "integer", "minimum": 0}, "threads that decode images ahead", 2),
-    "skip-unreadable": Key(BOOLEAN, "leave out images that cannot be read", False),
-    "in-distribution": Key(BOOLEAN, "the data are like those of the training: misfits are errors", False),
-    "device": Key(STRING, "auto, cpu, cuda, cuda:1, mps", "auto"),
-    "dtype": Key(STRING, "float32, float64, bfloat16 or float16"),
-    "threads": Key(INTEGER, "threads of the CPU"),
-    "runs": Key({"type": "integer", "minimum": 2}, "how often repeat evaluates the same batches", 2),
-    "reference": Key(STRING, "a checkpoint to compare with: diff"),
-    "select": Key(STRINGS, "the only rules to ask: ids or globs", []),
-    "ignore-rules": Key(STRINGS, "rules to leave out altogether: ids or globs", []),
-    "fail-on": Key({"enum": [*SEVERITIES, "never"]}, "the severity from which on the gate fails", "warning"),
-    "require": Key(STRINGS, "rules that must be decided: undecided, the gate is inconclusive", []),
-    "require-batchnorm": Key(BOOLEAN, "whether a checkpoint without BatchNorm is inconclusive", True),
-    "severity": Key(
-        {"type": "object", "additionalProperties": {"enum": list(SEVERITIES)}}, "other severities, by rule", {}
-    ),
-    "ignore": Key(IGNORE, "findings to suppress: rule, layer (a glob), reason, expires", []),
-    "baseline": Key(STRING, "a file of known findings, written by gate --write-baseline"),
-}
-# Paths are relative to the folder of the configuration.
-PATHS = ("checkpoint", "reference", "baseline", "main", "python-path")
+KEYS: dict[str, Field[Any]] = {dashed(held.name): held for held in fields(GateOptions) if option_of(held).in_file}
+# What a key was called once.
+FORMER = {"ignore-rules": "ignore"}
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Values by key, and where each came from: a file, "command line" or "default"."""
+    """What a file says: values by the name of their option."""
 
     values: Mapping[str, Any] = field(default_factory=dict)
-    origins: Mapping[str, str] = field(default_factory=dict)
     path: Path | None = None
 
     def __getitem__(self, key: str) -> Any:
-        value = self.values.get(key)
-        return KEYS[key].default if value is None else value
+        """The value of a key, or its default."""
+        held = KEYS[key]
+        return self.values.get(held.name, held.default)
 
     def origin(self, key: str) -> str:
-        return self.origins.get(key, "default")
-
-    def with_options(self, given: Mapping[str, Any]) -> Config:
-        """The same with what the command line says instead, where it says something."""
-        said = {key: value for key, value in given.items() if value not in (None, [], ())}
-        return Config({**self.values, **said}, {**self.origins, **dict.fromkeys(said, "command line")}, self.path)
+        """Where the value of a key comes from."""
+        return str(self.path) if KEYS[key].name in self.values else "default"
 
 
 def configured(folder: Path, file: Path | None = None) -> Config:
@@ -132,9 +64,9 @@ def configured(folder: Path, file: Path | None = None) -> Config:
         return Config()
     path, document = found
     table = table_of(path, document, asked=file is not None)
+    table = with_present_names(table, path)
     check(table, path)
-    values = {key: normalised(key, value, path.parent) for key, value in table.items()}
-    return Config(values, dict.fromkeys(values, str(path)), path)
+    return Config({KEYS[key].name: placed(KEYS[key], value, path.parent) for key, value in table.items()}, path)
 
 
 def find(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -175,6 +107,14 @@ def parsed(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} cannot be read: {error}", "Mend the file, or name another with --config.") from None
 
 
+def with_present_names(table: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The table with former names of keys replaced; said twice, a key is refused."""
+    for former, present in FORMER.items():
+        if former in table and present in table:
+            raise UsageError(f"{path} has both {former} and {present}", f"Put all of it under {present}.")
+    return {FORMER.get(key, key): value for key, value in table.items()}
+
+
 # -- what is allowed
 
 
@@ -183,9 +123,9 @@ def check(table: Mapping[str, Any], path: Path) -> None:
     for key, value in table.items():
         if key not in KEYS:
             raise UsageError(f"unknown key {quoted(key)} in {path}", nearest(key, KEYS, "`bncheck config --schema`"))
-        complaint = misfit(value, KEYS[key].schema)
+        complaint = misfit(value, schema_of(KEYS[key]))
         if complaint:
-            raise UsageError(f"{key} in {path} {complaint}", f"{key}: {KEYS[key].meaning}.")
+            raise UsageError(f"{key} in {path} {complaint}", f"{key}: {option_of(KEYS[key]).help}")
 
 
 KINDS: dict[str, Any] = {
@@ -201,14 +141,16 @@ KINDS: dict[str, Any] = {
 def misfit(value: Any, schema: Mapping[str, Any]) -> str | None:
     """What is wrong with a value, by the part of JSON Schema that KEYS uses; None if nothing is."""
     if "anyOf" in schema:
-        complaints = [misfit(value, option) for option in schema["anyOf"]]
+        # Of several forms, the one of its own type says best what is wrong.
+        alike = [option for option in schema["anyOf"] if isinstance(value, KINDS[option["type"]])]
+        complaints = [misfit(value, option) for option in alike or schema["anyOf"]]
         return None if None in complaints else complaints[0]
     if "enum" in schema:
         allowed = schema["enum"]
         return None if value in allowed else f"is {value!r}, and must be one of {', '.join(allowed)}"
     kind = schema["type"]
     if schema.get("format") == "date":
-        return None if isinstance(as_date(value), datetime.date) else f"is {value!r}, and must be a date: 2027-06-30"
+        return None if as_date(value) else f"is {value!r}, and must be a date: 2027-06-30"
     if not isinstance(value, KINDS[kind]) or (isinstance(value, bool) and kind != "boolean"):
         return f"is {value!r}, and must be {'an' if kind[0] in 'aio' else 'a'} {kind}"
     if kind in ("integer", "number") and value < schema.get("minimum", value):
@@ -239,25 +181,15 @@ def misfit_of_table(value: Mapping[str, Any], schema: Mapping[str, Any]) -> str 
     return None
 
 
-def as_date(value: Any) -> datetime.date | None:
-    """A TOML date, or a text of one."""
-    if isinstance(value, datetime.datetime):
-        return value.date()
-    if isinstance(value, datetime.date):
-        return value
-    try:
-        return datetime.date.fromisoformat(value)
-    except (TypeError, ValueError):
-        return None
-
-
-def normalised(key: str, value: Any, folder: Path) -> Any:
+def placed(held: Field[Any], value: Any, folder: Path) -> Any:
     """Paths seen from the folder of the configuration; everything else as it is."""
-    if key in PATHS:
-        return [seen_from(item, folder) for item in value] if isinstance(value, list) else seen_from(value, folder)
-    if key in ("model", "evaluator", "data"):
-        return spec_seen_from(value, folder)
-    return value
+    match option_of(held).counted:
+        case Counted.PATH:
+            return [seen_from(item, folder) for item in value] if isinstance(value, list) else seen_from(value, folder)
+        case Counted.CODE | Counted.DATA:
+            return spec_seen_from(value, folder)
+        case None:
+            return value
 
 
 def seen_from(path: str, folder: Path) -> str:
@@ -277,15 +209,31 @@ def spec_seen_from(spec: str, folder: Path) -> str:
 
 # -- what is said of it
 
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "boolean": {"type": "boolean"},
+    "integer": {"type": "integer"},
+    "string": {"type": "string"},
+    "path": {"type": "string"},
+    "strings": {"type": "array", "items": {"type": "string"}},
+    "paths": {"type": "array", "items": {"type": "string"}},
+}
+
+
+def schema_of(held: Field[Any]) -> dict[str, Any]:
+    """The JSON schema of the value of an option in a file."""
+    said = option_of(held)
+    found = dict(said.schema or SCHEMAS[kind_of(held)])
+    return found if said.least is None else {**found, "minimum": said.least}
+
 
 def schema() -> dict[str, Any]:
     """The JSON schema of [tool.bncheck]."""
     properties = {}
-    for name, key in KEYS.items():
-        described = {**key.schema, "description": key.meaning}
-        if key.default not in (None, [], {}):
-            described["default"] = key.default
-        properties[name] = described
+    for key, held in KEYS.items():
+        described = {**schema_of(held), "description": option_of(held).help}
+        if held.default not in (None, ()):
+            described["default"] = held.default
+        properties[key] = described
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "[tool.bncheck]",

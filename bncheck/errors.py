@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 LONGEST = 600
+REPORT_IT = "This is a defect of bncheck; run again with --debug and report what it prints."
 DAMAGED_HINT = "The file is truncated or damaged: copy, download or save it again."
 
 

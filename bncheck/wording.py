@@ -15,8 +15,17 @@ MOST_LISTED = 1000
 
 
 def count(number: int, noun: str) -> str:
-    """`1 layer`, `1,200 layers`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    """`1 layer`, `1,200 layers`, `2 passes`."""
+    return f"{number:,} {plural(noun, number)}"
+
+
+def plural(noun: str, number: int) -> str:
+    """The noun as it stands behind the number: `pass`, `passes`, `entries`, `statistics`."""
+    if number == 1 or noun.endswith("ics"):
+        return noun
+    if noun.endswith("y") and noun[-2:-1] not in "aeiou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
 
 
 def number(value: float) -> str:

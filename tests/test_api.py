@@ -99,5 +99,5 @@ def test_the_gate_is_a_function_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert report.verdict is Verdict.PASSED
     [report] = bncheck.gate(SAMPLES / "healthy.pt", require=["depends-on-batch"])
     assert report.verdict is Verdict.UNDECIDED
-    with pytest.raises(TypeError, match="fails-on"):
+    with pytest.raises(TypeError, match="fails_on"):
         bncheck.gate(fails_on="error")

@@ -8,6 +8,8 @@ import pytest
 
 from bncheck.config import KEYS, configured
 from bncheck.errors import UsageError
+from bncheck.options.gating import GateOptions
+from bncheck.options.option import make
 
 
 def write(folder: Path, text: str, name: str = "pyproject.toml") -> Path:
@@ -58,20 +60,22 @@ def test_modules_are_no_paths(tmp_path: Path) -> None:
 
 def test_the_command_line_comes_before_the_file_where_it_says_something(tmp_path: Path) -> None:
     write(tmp_path, '[tool.bncheck]\nmodel = "net:Net"\ndevice = "cuda"')
-    found = configured(tmp_path).with_options({"device": "cpu", "model": None, "select": []})
-    assert (found["device"], found["model"], found["select"]) == ("cpu", "net:Net", [])
-    assert found.origin("device") == "command line"
-    assert found.origin("model") == str(tmp_path / "pyproject.toml")
+    options = make(GateOptions, {"device": "cpu"}, configured(tmp_path).values)
+    assert (options.device, options.model, options.select) == ("cpu", "net:Net", ())
 
 
 MISTAKES = {
     "a key that there is not": ('chekpoint = "a.pt"', "unknown key 'chekpoint'", "Did you mean checkpoint?"),
-    "a number for a path": ("checkpoint = 3", "checkpoint in", "what to examine"),
-    "numbers in a list of paths": ("checkpoint = [3]", "checkpoint in", "what to examine"),
-    "a text for a truth": ('trust-pickle = "yes"', "is 'yes', and must be a boolean", "unpickled"),
-    "a truth for a number": ("batch-size = true", "is True, and must be an integer", "samples in a batch"),
-    "too small a number": ("runs = 1", "is 1, and must be at least 2", "repeat"),
-    "no word of the list": ('fail-on = "info"', "is 'info', and must be one of note, warning, error, never", "gate"),
+    "a number for a path": ("checkpoint = 3", "checkpoint in", "Checkpoints, folders"),
+    "numbers in a list of paths": ("checkpoint = [3]", "checkpoint in", "Checkpoints, folders"),
+    "a text for a truth": ('trust-pickle = "yes"', "is 'yes', and must be a boolean", "Unpickle"),
+    "a truth for a number": ("batch-size = true", "is True, and must be an integer", "Samples in a batch"),
+    "too small a number": ("runs = 1", "is 1, and must be at least 2", "evaluated"),
+    "no word of the list": (
+        'fail-on = "info"',
+        "is 'info', and must be one of note, warning, error, never",
+        "severity",
+    ),
 }
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bncheck.commands.inspect import inspect_file
+from bncheck.commands.inspect import run
 from bncheck.findings.rule import Severity
 
 RealFile = Callable[[str, str], Path]
@@ -33,7 +33,7 @@ def test_a_released_checkpoint_is_read_and_healthy(
     real_file: RealFile, case: tuple[str, str, str, int, str, str, str, int | None]
 ) -> None:
     package, inside, group, number, kind, first, last, counter = case
-    report = inspect_file(real_file(package, inside), Severity.NOTE)
+    [report] = run({"paths": [real_file(package, inside)], "fail_on": "note"}).reports
     assert report.error is None
     assert len(report.layers) == number
     assert {(layer.group, layer.kind.value, layer.num_batches_tracked) for layer in report.layers} == {

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bncheck.commands.diff import compare_files
+from bncheck.commands.diff import run
 from bncheck.findings.report import Report
-from bncheck.findings.rule import Severity
 from bncheck.rules import DIFF_RULES
 from sample_checkpoints import make, training
 from sample_checkpoints.network import DigitNet
@@ -20,7 +19,7 @@ SAMPLES = Path(make.__file__).parent
 
 
 def compare(rule: str, folder: Path = SAMPLES) -> Report:
-    report = compare_files((folder / rule / "before.pt", folder / rule / "after.pt"), Severity.ERROR)
+    [report] = run({"before": folder / rule / "before.pt", "after": [folder / rule / "after.pt"]}).reports
     assert report.error is None
     return report
 

@@ -12,12 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from bncheck.commands.inspect import inspect_file
-from bncheck.evaluation.models.architecture import architecture
+from bncheck.commands.inspect import run
 from bncheck.findings.report import Report, Verdict
-from bncheck.findings.rule import Severity
-from bncheck.judgement.selection import chosen
-from bncheck.rules import INSPECT_RULES, PAIR_RULES, RULES
+from bncheck.rules import PAIR_RULES, RULES
 from sample_checkpoints import make, training
 from sample_checkpoints.network import LAYERS, DigitNet
 
@@ -27,8 +24,8 @@ TO_REPAIR = ("reset-statistics.pt",)
 
 
 def inspect(path: Path, model: str | None = None, *, deep: bool = False) -> Report:
-    complete = architecture(model, [], []) if model else None
-    report = inspect_file(path, Severity.ERROR, complete=complete, rules=chosen(INSPECT_RULES, deep=deep))
+    said = {"paths": [path], "deep": deep, **({"model": model} if model else {})}
+    [report] = run(said).reports
     assert report.error is None
     return report
 

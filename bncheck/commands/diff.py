@@ -4,143 +4,89 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bncheck.checkpoints import find_checkpoints, read_checkpoint
-from bncheck.checkpoints.sources.local import FileSource
-from bncheck.commands.inspect import find_all
-from bncheck.errors import BncheckError, UsageError
-from bncheck.judgement.diagnosis import diagnose_pair, unreadable
-from bncheck.judgement.selection import fits
+from bncheck.commands.many import examine_all, find_all
+from bncheck.commands.progress import SILENT
+from bncheck.commands.subjects import read, single_checkpoint
+from bncheck.errors import UsageError
+from bncheck.findings.report import Run
+from bncheck.judgement.diagnosis import diagnose_pair
+from bncheck.judgement.selection import chosen, fits
+from bncheck.judgement.verdicts import exit_code
+from bncheck.options.asking import DiffOptions, TwoFiles
+from bncheck.options.option import make
 from bncheck.pairing.groups import pair_of
 from bncheck.rules import DIFF_RULES
-from bncheck.wording import count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
+    from bncheck.commands.progress import Progress
+    from bncheck.commands.subjects import Subject
     from bncheck.findings.report import Report
-    from bncheck.findings.rule import Rule, Severity
+    from bncheck.findings.rule import Rule
     from bncheck.subjects.checkpoint import Checkpoint
 
-    Mapping = Sequence[tuple[str, str]]
+OPTIONS = (TwoFiles, DiffOptions)
+EXAMPLES = ("bncheck diff pretrained.pth finetuned.pth", "bncheck diff rank0.pt rank1.pt rank2.pt")
 
-REPORT_IT = "This is a defect of bncheck; run again with --debug and report what it prints."
 
-
-def compare_paths(
-    before: str,
-    others: Sequence[str],
-    fail_on: Severity | None,
-    rules: Sequence[Rule],
-    before_group: Sequence[str] = (),
-    after_group: Sequence[str] = (),
-    mapping: Mapping = (),
-    *,
-    debug: bool = False,
-) -> list[Report]:
-    """The reports on a file and each of the others, which may be named by folders and patterns.
-
-    Raises:
-        UsageError: the first names several files, or all that are named are one.
-    """
-    first, second = single(before), list(find_all(others))
-    several = len(second) > 1
-    # A folder of ranks holds the first as well. A file that is named twice by itself is compared with itself.
+def run(said: Mapping[str, Any], progress: Progress = SILENT) -> Run:
+    """The reports on a file and each of the others, which may be named by folders and patterns."""
+    named, options = make(TwoFiles, said), make(DiffOptions, said)
+    first = single_checkpoint(named.before)
+    items = list(find_all(map(str, named.after)))
+    several = len(items) > 1
+    # A folder of ranks holds the first as well. A file that is named by itself is compared with itself.
     if several:
-        same = [item for item in second if isinstance(item, Path) and os.path.realpath(item) == os.path.realpath(first)]
-        second = [item for item in second if item not in same]
-    reports = []
-    for item in second:
-        if not isinstance(item, Path):
-            reports.append(item)
-            continue
-        try:
-            reports.append(
-                compare_files(
-                    (first, item),
-                    fail_on,
-                    rules=rules,
-                    before_group=before_group,
-                    after_group=after_group,
-                    mapping=mapping,
-                    several=several,
-                )
-            )
-        except Exception as error:  # a defect of ours on one file does not lose the reports on the others
-            if debug:
-                raise
-            reports.append(
-                unreadable(str(item), BncheckError(f"bncheck itself failed on {item}: {error!r}", REPORT_IT))
-            )
-    return reports
+        items = [item for item in items if not (isinstance(item, Path) and is_same_file(item, first))]
+    examine = comparison(first, options, several=several).report
+    reports = tuple(progress.files(examine_all(items, examine, debug=bool(said.get("debug"))), len(items)))
+    return Run("diff", reports, exit_code(reports), catalogue=DIFF_RULES)
 
 
-def single(name: str) -> Path:
-    """The one file that an argument names."""
-    found = find_checkpoints(name)
-    if len(found) > 1:
-        raise UsageError(f"{name} holds {count(len(found), 'checkpoint')}", "Name the one to compare with.")
-    return found[0]
+def is_same_file(path: Path, other: Path) -> bool:
+    return os.path.realpath(path) == os.path.realpath(other)
 
 
-def compare_files(
-    paths: tuple[Path, Path] | Sequence[Path],
-    fail_on: Severity | None,
-    *,
-    rules: Sequence[Rule] = DIFF_RULES,
-    before_group: Sequence[str] = (),
-    after_group: Sequence[str] = (),
-    mapping: Mapping = (),
-    several: bool = False,
-) -> Report:
-    """The report on what happened between two files.
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What is asked of every pair; `several`: it is one of many."""
 
-    Args:
-        paths: the earlier and the later file.
-        fail_on: the severity from which on a finding fails them; None for never.
-        rules: those that are asked.
-        before_group, after_group: globs for the groups of either file that are compared; empty for all.
-        mapping: prefixes of names in the first file, and what stands for them in the second; empty to find them.
-        several: whether this is one pair of many.
+    before: Subject
+    rules: Sequence[Rule]
+    options: DiffOptions
+    several: bool = False
 
-    Files that cannot be read or compared give a report with an error.
-    """
-    first, second = paths
-    try:
+    def report(self, after: Subject) -> Report:
+        """The report on what happened between two subjects.
+
+        Raises:
+            BncheckError: one cannot be read, or they have no layer in common.
+        """
+        options = self.options
         with ExitStack() as open_files:
             # The first is read again for each of the others, since its tensors are read while they are compared.
-            before, after = (read_checkpoint(open_files.enter_context(FileSource(path))) for path in (first, second))
-            return compare(before, after, fail_on, rules, before_group, after_group, mapping, several=several)
-    except BncheckError as error:
-        return unreadable(str(second), error)
-    except MemoryError:
-        return unreadable(
-            str(second), BncheckError(f"{first} and {second} need more memory than there is", "Check what they hold.")
-        )
+            pair = pair_of(
+                only(read(self.before, open_files), options.before_group, "--before-group"),
+                only(read(after, open_files), options.after_group, "--after-group"),
+                options.prefixes,
+                several=self.several,
+            )
+            return diagnose_pair(pair, options.threshold, self.rules)
 
 
-def compare(
-    before: Checkpoint,
-    after: Checkpoint,
-    fail_on: Severity | None,
-    rules: Sequence[Rule] = DIFF_RULES,
-    before_group: Sequence[str] = (),
-    after_group: Sequence[str] = (),
-    mapping: Mapping = (),
-    *,
-    several: bool = False,
-) -> Report:
-    """The report on two checkpoints. Raises UsageError where they have no layer in common."""
-    pair = pair_of(
-        only(before, before_group, "--before-group"),
-        only(after, after_group, "--after-group"),
-        mapping,
-        several=several,
-    )
-    return diagnose_pair(pair, fail_on, rules)
+def comparison(before: Subject, options: DiffOptions, *, several: bool = False) -> Comparison:
+    """What the options ask.
+
+    Raises:
+        UsageError: they name a rule that there is not.
+    """
+    return Comparison(before, chosen(DIFF_RULES, options.select, options.ignore), options, several)
 
 
 def only(checkpoint: Checkpoint, globs: Sequence[str], option: str) -> Checkpoint:
@@ -154,18 +100,3 @@ def only(checkpoint: Checkpoint, globs: Sequence[str], option: str) -> Checkpoin
         names = ", ".join(group.name or "''" for group in checkpoint.groups) or "none"
         raise UsageError(f"{option} {' '.join(globs)} fits no group of {checkpoint.source}", f"Its groups: {names}.")
     return replace(checkpoint, groups=groups)
-
-
-def mapping_of(given: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """`model_A.=` and its like: a prefix of names in the first file, and what stands for it in the second.
-
-    Raises:
-        UsageError: there is no `=` in one.
-    """
-    for text in given:
-        before, equals, after = text.partition("=")
-        if not equals:
-            raise UsageError(
-                f"--map {text} has no '='", "Write --map FROM=TO; either may be empty, as in --map =model."
-            )
-        yield before, after

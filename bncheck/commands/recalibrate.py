@@ -6,70 +6,97 @@ torch; writing runs nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bncheck.checkpoints import find_checkpoints, read_checkpoint
+from bncheck.checkpoints import read_checkpoint
 from bncheck.checkpoints.contents.state_dicts import COUNTER
 from bncheck.checkpoints.rewriting.file import check_target, write_checkpoint
 from bncheck.checkpoints.rewriting.plan import NewStatistics, choose_group, key_of, plan_rewrite, read_writable
 from bncheck.checkpoints.sources.local import FileSource
+from bncheck.commands.on_data import with_configuration
+from bncheck.commands.progress import SILENT
+from bncheck.commands.subjects import single_checkpoint
 from bncheck.errors import UsageError
-from bncheck.findings.measurements import agreement
-from bncheck.findings.measurements import shift as shift_numbers
+from bncheck.findings.measurements import EstimationNumbers, NewNumbers, RecalibrationMeasurements
+from bncheck.findings.report import Run
 from bncheck.judgement import verdicts
 from bncheck.judgement.diagnosis import diagnose, diagnose_evaluation
+from bncheck.judgement.numbers import shift_numbers
 from bncheck.judgement.selection import chosen, fits
+from bncheck.judgement.verdicts import exit_code
+from bncheck.options.data import Samples
+from bncheck.options.model import OneCheckpoint
+from bncheck.options.option import make
+from bncheck.options.probing import RecalibrateOptions
 from bncheck.pairing.groups import counterparts, left_out, likeliest, prefix_note
 from bncheck.pairing.names import SAME_NAMES
 from bncheck.rules import DRIFT_RULES, INSPECT_RULES
-from bncheck.wording import count, few
+from bncheck.subjects.shift import shift
+from bncheck.wording import few
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    import torch
+
+    from bncheck.commands.progress import Progress
     from bncheck.evaluation.models.runnable import Runnable
     from bncheck.evaluation.probes.recalibrate import Recalibration, RecalibrationOptions
     from bncheck.findings.report import Report
-    from bncheck.findings.rule import Rule, Severity
+    from bncheck.findings.rule import Rule
     from bncheck.pairing.groups import Counterparts
     from bncheck.subjects.checkpoint import Checkpoint, Group
     from bncheck.subjects.evaluation import Evaluation
     from bncheck.subjects.layer import BatchNormLayer
 
-    Numbers = dict[str, object]
+
+OPTIONS = (OneCheckpoint, Samples, RecalibrateOptions)
+EXAMPLES = (
+    "bncheck recalibrate best.pth --model net.py:Net --data train/ -o best.fixed.pth",
+    "bncheck recalibrate best.pth --from before.pth -o best.fixed.pth",
+)
 
 
-@dataclass(frozen=True, slots=True)
-class RepairOptions:
-    """What becomes of the file, and who judges it."""
+def run(said: Mapping[str, Any], progress: Progress = SILENT) -> Run:
+    """The report on the new checkpoint.
 
-    output: Path | None  # None: nothing is written
-    force: bool = False
-    group: str | None = None
-    layers: tuple[str, ...] = ()  # globs; none stands for all layers
-    fail_on: Severity | None = None
-    select: tuple[str, ...] = ()
-    ignore: tuple[str, ...] = ()
+    Raises:
+        BncheckError: what is asked for cannot be done. Then nothing was written.
+    """
+    data = said.get("data")
+    said = with_configuration("recalibrate", said)
+    options = make(RecalibrateOptions, said)
+    if options.from_ is None:
+        data = said.get("data")
+    if (data is None) == (options.from_ is None):
+        raise UsageError(
+            "statistics come from --data or from --from", "Give one of the two: --data DIR, or --from OTHER."
+        )
+    if (options.output is None) == (not options.dry_run):
+        raise UsageError("the new file is named by --output, or left out by --dry-run", "Give one of the two.")
+    path = Path(said["checkpoint"])
+    if options.from_ is not None:
+        report = copy_statistics(path, Path(options.from_), options)
+    else:
+        report = recalibrate_file(path, data, options, progress.samples("recalibrate"))
+    return Run("recalibrate", (report,), exit_code([report]), catalogue=(*INSPECT_RULES, *DRIFT_RULES))
 
-    @property
-    def rules(self) -> tuple[Rule, ...]:
-        return chosen((*INSPECT_RULES, *DRIFT_RULES), self.select, self.ignore)
+
+def rules_of(options: RecalibrateOptions) -> tuple[Rule, ...]:
+    return chosen((*INSPECT_RULES, *DRIFT_RULES), options.select, options.ignore)
 
 
-def single_file(path: Path) -> Path:
-    """The one checkpoint that a path, a folder or a pattern names."""
-    found = find_checkpoints(str(path))
-    if len(found) > 1:
-        raise UsageError(f"{path} holds {count(len(found), 'checkpoint')}: {few(found)}", "Give one of them.")
-    return found[0]
+def output_of(options: RecalibrateOptions) -> Path | None:
+    """The file to write; None where nothing is."""
+    return None if options.output is None or options.dry_run else Path(options.output)
 
 
 # -- from another checkpoint
 
 
-def copy_statistics(path: Path, other: Path, options: RepairOptions) -> Report:
+def copy_statistics(path: Path, other: Path, options: RecalibrateOptions) -> Report:
     """Writes a copy of a checkpoint that has the statistics of another one, and nothing else of it.
 
     Layers are matched as `bncheck diff` matches them: by name, prefixes aside.
@@ -77,31 +104,30 @@ def copy_statistics(path: Path, other: Path, options: RepairOptions) -> Report:
     Raises:
         BncheckError: a file cannot be read, the layers do not match, or the copy cannot be written.
     """
-    path, other = single_file(path), single_file(other)
-    rules = options.rules
-    if options.output:
-        check_target(options.output, [path, other], force=options.force)
+    path, other = single_checkpoint(path), single_checkpoint(other)
+    rules, output = rules_of(options), output_of(options)
+    if output:
+        check_target(output, [path, other], force=options.force)
     with FileSource(path) as source, FileSource(other) as other_source:
         checkpoint, other_checkpoint = read_writable(source), read_checkpoint(other_source)
         names_other_alone = is_in(options.group, other_checkpoint) and not is_in(options.group, checkpoint)
         group = choose_group(checkpoint, None if names_other_alone else options.group)
-        chosen_layers = layers_named(group, options.layers, path)
+        chosen_layers = layers_named(group, tuple(options.layer), path)
         found = matched(chosen_layers, group, other_checkpoint, options.group)
         statistics = {name: statistics_of(layer, other) for name, layer in found.layers.items()}
         plan = plan_rewrite(source, group.name, statistics)
-        numbers: Numbers = {
-            "source": str(path),
-            "target": str(options.output) if options.output else None,
-            "method": "copied",
-            "from": str(other),
-            "layers": changes(group, statistics),
-            "kept": {},
-        }
-        if options.output:
-            target = write_checkpoint(plan, options.output, [path, other], force=options.force)
+        numbers = RecalibrationMeasurements(
+            str(path),
+            str(output) if output else None,
+            "copied",
+            changes(group, statistics),
+            copied_from=str(other),
+        )
+        if output:
+            target = write_checkpoint(plan, output, [path, other], force=options.force)
             report = inspected(target, options, rules)
         else:
-            report = diagnose(with_statistics(checkpoint, group, statistics), options.fail_on, rules)
+            report = diagnose(with_statistics(checkpoint, group, statistics), options.threshold, rules)
     notes = (*match_notes(found, path, other_checkpoint), *counter_notes(plan.without_counter))
     return finished(report, None, numbers, notes, options)
 
@@ -177,59 +203,59 @@ def statistics_of(layer: BatchNormLayer, other: Path) -> NewStatistics:
 
 def recalibrate_file(
     path: Path,
-    given: Mapping[str, Any],
-    options: RepairOptions,
-    estimation: RecalibrationOptions,
+    data: Any,
+    options: RecalibrateOptions,
     progress: Callable[[int], None] = lambda samples: None,
 ) -> Report:
     """Writes a copy of a checkpoint whose statistics are those of data, and measures both.
 
     Args:
         path: the checkpoint.
-        given: the options of the command line that name the model and the data, by name.
-        options: what becomes of the file.
-        estimation: how the statistics are estimated.
+        data: what `--data` names, or batches.
+        options: how the model and the data are made, how statistics are estimated, and what becomes of the file.
         progress: told the number of samples of each batch that is done.
 
     Raises:
         BncheckError: the model, the data or the file fail.
     """
-    path = single_file(path)
-    rules = options.rules
-    if options.output:
-        check_target(options.output, [path], force=options.force)
+    path = single_checkpoint(path)
+    rules, output = rules_of(options), output_of(options)
+    if output:
+        check_target(output, [path], force=options.force)
     with FileSource(path) as source:
         checkpoint = read_writable(source)
         group = choose_group(checkpoint, options.group)
         from bncheck.evaluation.models.architecture import importable
         from bncheck.evaluation.probes.drift import drift
         from bncheck.evaluation.probes.recalibrate import chosen_layers, names_in_file, recalibrate
-        from bncheck.evaluation.session import load_model, opened
+        from bncheck.evaluation.session import folders_of, load_model, opened
 
-        runnable, data = opened(path, given)
+        estimation = estimation_of(options)
+        runnable, batches = opened(path, data, options)
         names = names_in_file(runnable, group)
         asked, _ = chosen_layers(runnable, estimation)
         rehearse(source, group, [names[name] for name in asked])
-        with importable(given["python_path"] or ()):
-            before = drift(runnable, data, progress=progress)
-            found = recalibrate(runnable, data, estimation, progress)
+        with importable(folders_of(options)):
+            before = drift(runnable, batches, progress=progress)
+            found = recalibrate(runnable, batches, estimation, progress)
             statistics = {names[name]: new for name, new in found.statistics.items()}
             plan = plan_rewrite(source, group.name, statistics)
-            if options.output:
-                target = write_checkpoint(plan, options.output, [path], force=options.force)
+            if output:
+                target = write_checkpoint(plan, output, [path], force=options.force)
                 report = inspected(target, options, rules)
-                after = drift(load_model(target, given), data, progress=progress)
+                after = drift(load_model(target, options), batches, progress=progress)
             else:
-                report = diagnose(with_statistics(checkpoint, group, statistics), options.fail_on, rules)
-                after = rehearsed(runnable, found, lambda copy: drift(copy, data, progress=progress))
-    numbers = numbers_of(found, estimation, before, after)
-    numbers |= {
-        "source": str(path),
-        "target": str(options.output) if options.output else None,
-        "layers": changes(group, statistics),
-        "kept": {names.get(name, name): reason for name, reason in found.kept.items()},
-    }
-    judged = diagnose_evaluation(after, options.fail_on, rules)
+                report = diagnose(with_statistics(checkpoint, group, statistics), options.threshold, rules)
+                after = rehearsed(runnable, found, lambda copy: drift(copy, batches, progress=progress))
+    numbers = RecalibrationMeasurements(
+        str(path),
+        str(output) if output else None,
+        options.method,
+        changes(group, statistics),
+        {names.get(name, name): reason for name, reason in found.kept.items()},
+        estimated=estimation_numbers(found, options, before, after),
+    )
+    judged = diagnose_evaluation(after, options.threshold, rules)
     notes = (*found.notes, *counter_notes(plan.without_counter), *before.notes)
     return finished(report, judged, numbers, notes, options)
 
@@ -259,28 +285,24 @@ def rehearsed(runnable: Runnable, found: Recalibration, measure: Callable[[Runna
         return measure(replace(runnable, described=live_group(runnable.module).layers))
 
 
-def numbers_of(
-    found: Recalibration, estimation: RecalibrationOptions, before: Evaluation, after: Evaluation
-) -> Numbers:
-    """What was measured. `before` and `after` compare a model's own statistics with those of the data."""
-    return {
-        "method": estimation.method.value,
-        "variance": estimation.variance.value,
-        "from": None,
-        "images": found.samples,
-        "batches": found.batches,
-        "passes": found.passes,
-        "device": after.device,
-        "artefact": after.artefact,
-        "data": dict(after.data),
-        "before": agreement(before.fit) if before.fit else {},
-        "after": agreement(after.fit) if after.fit else {},
-    }
+def estimation_numbers(
+    found: Recalibration, options: RecalibrateOptions, before: Evaluation, after: Evaluation
+) -> EstimationNumbers:
+    """What was measured on data."""
+    return EstimationNumbers(
+        variance=options.variance,
+        images=found.samples,
+        batches=found.batches,
+        passes=found.passes,
+        device=after.device,
+        artefact=after.artefact,
+        data=dict(after.data),
+        before=before.fit,
+        after=after.fit,
+    )
 
 
-def recalibrate_module(
-    runnable: Runnable, data: Any, options: RepairOptions, estimation: RecalibrationOptions
-) -> Report:
+def recalibrate_module(module: torch.nn.Module, data: Any, options: RecalibrateOptions) -> Report:
     """Gives a live model the statistics of data, and measures it before and after; what fails leaves it as it was.
 
     Raises:
@@ -289,31 +311,44 @@ def recalibrate_module(
     from bncheck.evaluation.models.live import live_checkpoint, live_group
     from bncheck.evaluation.probes.drift import drift
     from bncheck.evaluation.probes.recalibrate import apply, recalibrate
+    from bncheck.evaluation.session import opened
 
+    estimation, rules = estimation_of(options), rules_of(options)
+    runnable, batches = opened(module, data, options)
     checkpoint = live_checkpoint(runnable.module)
-    before = drift(runnable, data)
-    found = recalibrate(runnable, data, estimation)
-    after = rehearsed(runnable, found, lambda copy: drift(copy, data))
-    numbers = numbers_of(found, estimation, before, after)
-    numbers |= {
-        "source": checkpoint.source,
-        "target": checkpoint.source,
-        "layers": changes(checkpoint.groups[0], found.statistics),
-        "kept": dict(found.kept),
-    }
+    before = drift(runnable, batches)
+    found = recalibrate(runnable, batches, estimation)
+    after = rehearsed(runnable, found, lambda copy: drift(copy, batches))
+    numbers = RecalibrationMeasurements(
+        checkpoint.source,
+        checkpoint.source,
+        options.method,
+        changes(checkpoint.groups[0], found.statistics),
+        dict(found.kept),
+        estimated=estimation_numbers(found, options, before, after),
+    )
     apply(runnable.layers, found.statistics)
     live = replace(checkpoint, groups=(live_group(runnable.module),))
-    report = diagnose(live, options.fail_on, options.rules)
-    return finished(report, diagnose_evaluation(after, options.fail_on, options.rules), numbers, found.notes, options)
+    report = diagnose(live, options.threshold, rules)
+    return finished(report, diagnose_evaluation(after, options.threshold, rules), numbers, found.notes, options)
+
+
+def estimation_of(options: RecalibrateOptions) -> RecalibrationOptions:
+    """How statistics are estimated."""
+    from bncheck.evaluation.probes.recalibrate import Method, RecalibrationOptions, Variance
+
+    return RecalibrationOptions(
+        Method(options.method), Variance(options.variance), tuple(options.layer), options.keep_frozen
+    )
 
 
 # -- the report
 
 
-def inspected(target: Path, options: RepairOptions, rules: tuple[Rule, ...]) -> Report:
+def inspected(target: Path, options: RecalibrateOptions, rules: tuple[Rule, ...]) -> Report:
     """The report on the file that was written."""
     with FileSource(target) as source:
-        return diagnose(read_checkpoint(source), options.fail_on, rules)
+        return diagnose(read_checkpoint(source), options.threshold, rules)
 
 
 def with_statistics(checkpoint: Checkpoint, group: Group, statistics: Mapping[str, NewStatistics]) -> Checkpoint:
@@ -338,20 +373,15 @@ def with_statistics(checkpoint: Checkpoint, group: Group, statistics: Mapping[st
     return replace(checkpoint, groups=groups)
 
 
-def changes(group: Group, statistics: Mapping[str, NewStatistics]) -> dict[str, Numbers]:
+def changes(group: Group, statistics: Mapping[str, NewStatistics]) -> dict[str, NewNumbers]:
     """How far the statistics of each layer go, in standard deviations of what it had, and what its counter becomes."""
-    from bncheck.subjects.shift import shift
-
-    found: dict[str, Numbers] = {}
+    numbers: dict[str, NewNumbers] = {}
     for layer in group.layers:
         new = statistics.get(layer.name)
-        if new is None or new.mean is None or new.variance is None:
-            continue
-        found[layer.name] = {
-            **shift_numbers(shift(new.mean, new.variance, layer)),
-            "num_batches_tracked": {"before": layer.num_batches_tracked, "after": new.counter},
-        }
-    return found
+        if new is not None and new.mean is not None and new.variance is not None:
+            moved = shift_numbers(shift(new.mean, new.variance, layer))
+            numbers[layer.name] = NewNumbers(moved, (layer.num_batches_tracked, new.counter))
+    return numbers
 
 
 def counter_notes(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -361,16 +391,20 @@ def counter_notes(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def finished(
-    report: Report, judged: Report | None, numbers: Numbers, notes: tuple[str, ...], options: RepairOptions
+    report: Report,
+    judged: Report | None,
+    numbers: RecalibrationMeasurements,
+    notes: tuple[str, ...],
+    options: RecalibrateOptions,
 ) -> Report:
     """The report on the new statistics: of the file, of the model that ran with them, and of what was done."""
     findings = (*report.findings, *(judged.findings if judged else ()))
     return replace(
         report,
-        verdict=verdicts.verdict(findings, bool(report.layers), options.fail_on),
+        verdict=verdicts.verdict(findings, bool(report.layers), options.threshold),
         findings=findings,
         undecided=(*report.undecided, *(judged.undecided if judged else ())),
         rules=tuple(dict.fromkeys((*report.rules, *(judged.rules if judged else ())))),
-        measurements={"recalibration": numbers},
+        measurements=numbers,
         notes=tuple(dict.fromkeys((*report.notes, *notes))),
     )

@@ -1,8 +1,9 @@
-"""From the options of a command to what its probe saw: the model, the data, the user's evaluation."""
+"""The front door: from options to what a probe saw. The model, the data, and the user's evaluation."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -10,102 +11,129 @@ from typing import TYPE_CHECKING, Any
 
 from bncheck.errors import UsageError
 from bncheck.evaluation.data.batches import Batch, Data
-from bncheck.evaluation.data.callables import DataOptions, batch_of, open_data
+from bncheck.evaluation.data.callables import DataOptions as Reading
+from bncheck.evaluation.data.callables import batch_of, open_data
 from bncheck.evaluation.models.architecture import importable, load_callable
-from bncheck.evaluation.models.runnable import ModelOptions, live_runnable, load_runnable
+from bncheck.evaluation.models.runnable import ModelOptions as Loading
+from bncheck.evaluation.models.runnable import live_runnable, load_runnable
 from bncheck.evaluation.probes.drift import drift
 from bncheck.evaluation.probes.repeat import repeat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Sequence
 
     import torch
 
     from bncheck.evaluation.models.runnable import Runnable
+    from bncheck.options.model import ModelOptions
+    from bncheck.options.probing import Running
     from bncheck.subjects.evaluation import Evaluation
 
+    Subject = str | os.PathLike[str] | torch.nn.Module
+    Progress = Callable[[int], None]
 
-def examine(
-    command: str, subject: Path | torch.nn.Module, given: Mapping[str, Any], progress: Callable[[int], None]
+
+def drift_of(
+    subject: Subject, data: Any, options: Running, *, evaluator: Any, in_distribution: bool, progress: Progress
 ) -> Evaluation:
-    """Runs the probe of a command.
+    """What a model does to its statistics, and how they fit the data.
 
     Args:
-        command: "drift" or "repeat".
         subject: the checkpoint, or a live module.
-        given: the options of the command line by name; data and evaluator may be the things themselves.
+        data: what `--data` names, or batches.
+        options: how the model is made and the data are read.
+        evaluator: the user's evaluation, or what `--evaluator` names; None for a plain pass.
+        in_distribution: whether the data are like those of the training.
         progress: told the number of samples of each batch that is done.
 
     Raises:
         BncheckError: the model, the data or the evaluation cannot be made, or fail.
     """
-    paths = tuple(given["python_path"] or ())
-    if isinstance(subject, Path):
-        runnable, data = opened(subject, given)
-    else:
-        runnable = live_runnable(subject)
-        data = load_data(Path(), given, runnable)
-    evaluator = given["evaluator"]
-    if isinstance(evaluator, str):
-        with importable(paths), contextlib.redirect_stdout(sys.stderr):
-            evaluator = load_callable(given["evaluator"], "--evaluator")
-    with importable(paths):
-        if command == "repeat":
-            return repeat(
-                runnable,
-                data,
-                evaluator=evaluator,
-                runs=given["runs"],
-                batch_size=given["batch_size"],
-                progress=progress,
-            )
-        return drift(runnable, data, evaluator=evaluator, in_distribution=given["in_distribution"], progress=progress)
+    runnable, batches = opened(subject, data, options)
+    with importable(folders_of(options)):
+        return drift(
+            runnable,
+            batches,
+            evaluator=evaluator_of(evaluator),
+            in_distribution=in_distribution,
+            progress=progress,
+        )
 
 
-def opened(path: Path, given: Mapping[str, Any]) -> tuple[Runnable, Data]:
+def repeat_of(
+    subject: Subject, data: Any, options: Running, *, evaluator: Any, runs: int, progress: Progress
+) -> Evaluation:
+    """Whether a model says the same again; arguments as those of `drift_of`, and how many runs."""
+    runnable, batches = opened(subject, data, options)
+    with importable(folders_of(options)):
+        return repeat(
+            runnable,
+            batches,
+            evaluator=evaluator_of(evaluator),
+            runs=runs,
+            batch_size=options.batch_size,
+            progress=progress,
+        )
+
+
+def folders_of(options: ModelOptions) -> Sequence[Path]:
+    return tuple(map(Path, options.python_path))
+
+
+def evaluator_of(evaluator: Any) -> Any:
+    """The user's function, loaded where it is named; their folders are importable already."""
+    if not isinstance(evaluator, str):
+        return evaluator
+    with contextlib.redirect_stdout(sys.stderr):
+        return load_callable(evaluator, "--evaluator")
+
+
+def opened(subject: Subject, data: Any, options: Running) -> tuple[Runnable, Data]:
     """The model and the data that the options name."""
-    runnable = load_model(path, given)
-    return runnable, load_data(path, given, runnable)
+    runnable = load_model(subject, options)
+    return runnable, load_data(subject, data, options, runnable)
 
 
-def load_model(path: Path, given: Mapping[str, Any]) -> Runnable:
-    """The model that a checkpoint is or belongs to."""
+def load_model(subject: Subject, options: ModelOptions) -> Runnable:
+    """The model that a checkpoint is or belongs to, or the live module."""
+    if not isinstance(subject, (str, os.PathLike)):
+        return live_runnable(subject)
     return load_runnable(
-        path,
-        ModelOptions(
-            model=given["model"],
-            model_args=tuple(given["model_arg"] or ()),
-            python_paths=tuple(given["python_path"] or ()),
-            main=given["main"],
-            trust_pickle=given["trust_pickle"],
-            group=given["group"],
-            device=given["device"],
-            dtype=given["dtype"],
-            threads=given["threads"],
+        Path(subject),
+        Loading(
+            model=options.model,
+            model_args=options.arguments,
+            python_paths=tuple(folders_of(options)),
+            main=None if options.main is None else Path(options.main),
+            trust_pickle=options.trust_pickle,
+            group=options.group,
+            device=options.device,
+            dtype=options.dtype,
+            threads=options.threads,
         ),
     )
 
 
-def load_data(path: Path, given: Mapping[str, Any], runnable: Runnable) -> Data:
-    """What `--data` names, prepared as the checkpoint and the options say; or the batches themselves."""
-    if not isinstance(given["data"], (str, Path)):
-        return data_of(given["data"])
+def load_data(subject: Subject, data: Any, options: Running, runnable: Runnable) -> Data:
+    """What `--data` names, prepared as the options say and what lies beside the checkpoint; or the batches."""
+    if not isinstance(data, (str, os.PathLike)):
+        return data_of(data)
     return open_data(
-        str(given["data"]),
-        DataOptions(
-            batch_size=runnable.fixed_batch_size or given["batch_size"],
-            limit=given["limit"],
-            workers=given["workers"],
-            input_keys=tuple(given["input_key"] or ()),
-            skip_unreadable=given["skip_unreadable"],
-            size=size_of(given["size"]),
-            resize=given["resize"],
-            mean=numbers_of("--mean", given["mean"]),
-            std=numbers_of("--std", given["std"]),
-            grayscale=given["grayscale"],
-            channels_last=given["channels_last"],
-            beside=path,
-            python_paths=tuple(given["python_path"] or ()),
+        str(data),
+        Reading(
+            batch_size=runnable.fixed_batch_size or options.batch_size,
+            limit=options.limit,
+            workers=options.workers,
+            input_keys=tuple(options.input_key),
+            skip_unreadable=options.skip_unreadable,
+            size=options.height_and_width,
+            resize=options.resize,
+            mean=options.means,
+            std=options.stds,
+            grayscale=options.grayscale,
+            channels_last=options.channels_last,
+            beside=Path(subject) if isinstance(subject, (str, os.PathLike)) else Path(),
+            python_paths=tuple(folders_of(options)),
         ),
     )
 
@@ -126,23 +154,3 @@ def data_of(batches: Any) -> Data:
             yield batch_of(item, "data", ())
 
     return Data(start, {"kind": "batches", "type": type(batches).__name__})
-
-
-def size_of(text: str | None) -> tuple[int, int] | None:
-    """`224` or `224x160` as (height, width)."""
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) not in (1, 2) or not all(part.isdecimal() and int(part) for part in parts):
-        raise UsageError(f"--size {text} is no size", "Write 224, or 224x160 for height and width.")
-    return int(parts[0]), int(parts[-1])
-
-
-def numbers_of(option: str, text: str | None) -> tuple[float, ...] | None:
-    """`0.485,0.456,0.406`, or one number for all channels."""
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"{option} {text} are no numbers", f"Write {option} 0.485,0.456,0.406.") from None

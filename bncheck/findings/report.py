@@ -14,6 +14,8 @@ from bncheck.findings.rule import Severity
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from bncheck.findings.measurements import Measurements
+    from bncheck.findings.rule import Rule
     from bncheck.subjects.layer import Behaviour, Setting
 
 
@@ -28,6 +30,8 @@ class Finding:
     message: str
     measured: Mapping[str, object]
     fix: str
+    headline: str = ""  # of its rule
+    prevails: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +135,7 @@ class Report:
     layers: tuple[LayerSummary, ...] = ()
     findings: tuple[Finding, ...] = ()
     undecided: tuple[Undecided, ...] = ()
-    measurements: Mapping[str, object] = field(default_factory=dict)
+    measurements: Measurements | None = None
     facts: Mapping[str, object] = field(default_factory=dict)
     globals: tuple[tuple[str, str], ...] = ()  # (dotted path, use)
     rules: tuple[str, ...] = ()
@@ -139,18 +143,7 @@ class Report:
     suppressed: tuple[Suppressed, ...] = ()  # not among the findings
     fail_on: Severity | None = Severity.ERROR  # a finding of this severity or above fails the subject; None: none does
     checks: tuple[Check, ...] = ()  # of the gate
-
-    def __str__(self) -> str:
-        """The text report, as `print(report)` shows it."""
-        from bncheck.reports.text.printed import as_text
-
-        return as_text(self)
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows."""
-        from bncheck.reports.html import as_html
-
-        return as_html(self)
+    all_clear: tuple[str, ...] = ()  # what is certain where nothing was found
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,3 +154,5 @@ class Run:
     reports: tuple[Report, ...]
     exit_code: int
     remarks: tuple[str, ...] = ()  # on the policy of the gate: what it names and does nothing
+    catalogue: tuple[Rule, ...] = ()  # of the rules that may have spoken
+    files: tuple[tuple[str, str], ...] = ()  # to be written beside the reports: path, text

@@ -55,6 +55,9 @@ class Rule:
     `layer` judges one layer, `checkpoint` a whole file, `evaluation` a model that was run on data, `pair` what happened
     between two files. `supersedes` names the rules that are silent about a layer of which this one has spoken, so that
     one cause is told once. A `deep` rule reads more of the file than the rest and is asked only on request.
+
+    `headline` is what the first line of a report says of its findings, their layers at `{layers}`, and `all_clear` what
+    it says where the rule found nothing; of several headlines the one that `prevails` most is told.
     """
 
     id: str
@@ -67,8 +70,20 @@ class Rule:
     pair: Callable[[CheckpointPair], Iterable[Evidence | CannotTell]] | None = None
     supersedes: tuple[str, ...] = ()
     deep: bool = False
+    headline: str = ""
+    all_clear: str = ""
+    prevails: int = 0
 
     @property
     def summary(self) -> str:
         """The first line of the explanation."""
         return self.explanation.strip().splitlines()[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A text under headings, and how severe what it is about is; None for a parameter."""
+
+    name: str
+    severity: Severity | None
+    text: str

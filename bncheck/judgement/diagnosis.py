@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from bncheck.findings.report import Distribution, Finding, LayerSummary, Problem, Report, Undecided, Verdict
+from bncheck.findings.report import Finding, Problem, Report, Undecided, Verdict
 from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
 from bncheck.judgement import verdicts
+from bncheck.judgement.summaries import summarise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -15,10 +16,7 @@ if TYPE_CHECKING:
     from bncheck.errors import BncheckError
     from bncheck.subjects.checkpoint import Checkpoint
     from bncheck.subjects.evaluation import Evaluation
-    from bncheck.subjects.layer import Array, BatchNormLayer
     from bncheck.subjects.pair import CheckpointPair
-
-HISTOGRAM_BINS = 8
 
 
 def diagnose(checkpoint: Checkpoint, fail_on: Severity | None, rules: Sequence[Rule]) -> Report:
@@ -57,11 +55,12 @@ def diagnose_evaluation(
         rules: those that are asked.
         channels: whether the measurements have arrays per channel.
     """
-    from bncheck.findings.measurements import measurements_of
+    from bncheck.judgement.numbers import measurements_of
 
     layers = [evaluated.layer for evaluated in evaluation.layers]
     asked = [(rule, rule.evaluation) for rule in rules if rule.evaluation]
     findings, undecided = judged(((rule, check(evaluation)) for rule, check in asked), len(layers))
+    open_rules = {open_.rule for open_ in undecided}
     return Report(
         subjects=(evaluation.source,),
         format=evaluation.artefact,
@@ -73,6 +72,7 @@ def diagnose_evaluation(
         rules=tuple(rule.id for rule, _ in asked),
         notes=evaluation.notes,
         fail_on=fail_on,
+        all_clear=tuple(rule.all_clear for rule, _ in asked if rule.all_clear and rule.id not in open_rules),
     )
 
 
@@ -86,7 +86,7 @@ def diagnose_pair(pair: CheckpointPair, fail_on: Severity | None, rules: Sequenc
         fail_on: the severity from which on a finding fails it; None for never.
         rules: those that are asked.
     """
-    from bncheck.pairing.groups import pair_numbers
+    from bncheck.judgement.numbers import pair_numbers
 
     layers = [change.after for change in pair.changes]
     layers += [layer for group in pair.groups for layer in group.without_statistics]
@@ -155,6 +155,8 @@ def finding(rule: Rule, evidence: Evidence) -> Finding:
         message=evidence.message,
         measured=evidence.measured,
         fix=evidence.fix,
+        headline=rule.headline,
+        prevails=rule.prevails,
     )
 
 
@@ -173,56 +175,3 @@ def fold(open_questions: list[tuple[Rule, CannotTell]], layers: int) -> tuple[Un
                 for a in answers
             )
     return tuple(folded)
-
-
-def summarise(layer: BatchNormLayer) -> LayerSummary:
-    """The layer in plain numbers."""
-    return LayerSummary(
-        name=layer.name,
-        group=layer.group,
-        stored_name=layer.stored_name,
-        class_path=layer.class_path,
-        kind=layer.kind,
-        num_features=layer.num_features,
-        dtype=layer.dtype,
-        num_batches_tracked=layer.num_batches_tracked,
-        eps=layer.eps,
-        momentum=layer.momentum,
-        affine=layer.affine,
-        track_running_stats=layer.track_running_stats,
-        training=layer.training,
-        behaviour=layer.behaviour,
-        running_mean=distribution(layer.running_mean),
-        running_var=distribution(layer.running_var),
-    )
-
-
-def distribution(values: Array | None) -> Distribution | None:
-    """The spread of a per-channel tensor; None where there is none."""
-    import numpy as np
-
-    if values is None or not values.size:
-        return None
-    with np.errstate(invalid="ignore"):  # a signalling NaN
-        ordered = np.sort(values.astype(np.float64))
-    finite = ordered[np.isfinite(ordered)]
-    with np.errstate(invalid="ignore"):  # a median between -inf and inf
-        everything = (float("nan"),) * 3 if np.isnan(ordered[-1]) else spread(ordered)  # NaN sorts last
-    bins: tuple[int, ...] = ()
-    half_range = finite[-1] / 2 - finite[0] / 2 if finite.size else 0.0  # the range itself may be too large
-    if half_range > 0:
-        scaled = (finite / 2 - finite[0] / 2) / half_range * HISTOGRAM_BINS
-        bins = tuple(np.bincount(np.minimum(scaled.astype(int), HISTOGRAM_BINS - 1), minlength=HISTOGRAM_BINS).tolist())
-    return Distribution(
-        *everything,
-        non_finite=values.size - finite.size,
-        finite=spread(finite) if finite.size else None,
-        histogram=bins,
-    )
-
-
-def spread(ordered: Array) -> tuple[float, float, float]:
-    """Minimum, median and maximum of sorted numbers. Halves are added, as the sum of two may be too large."""
-    low, high = ordered[(ordered.size - 1) // 2], ordered[ordered.size // 2]
-    median = low if low == high else low / 2 + high / 2
-    return float(ordered[0]), float(median), float(ordered[-1])

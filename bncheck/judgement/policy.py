@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import datetime
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from bncheck.config import as_date
 from bncheck.errors import UsageError
-from bncheck.findings.report import fingerprint
 from bncheck.findings.rule import Severity
+from bncheck.judgement.baseline import read_baseline
 from bncheck.wording import nearest, quoted
 
 if TYPE_CHECKING:
-    import datetime
-    from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterable, Sequence
 
-    from bncheck.config import Config
-    from bncheck.findings.report import Finding, Report
-
-BASELINE_VERSION = 1
+    from bncheck.findings.report import Finding
+    from bncheck.options.gating import GateOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,32 +49,34 @@ class Policy:
         return self.fail_on is not None and any(finding.severity.at_least(self.fail_on) for finding in findings)
 
 
-def policy_of(config: Config, rules: Sequence[str]) -> Policy:
-    """The policy that a configuration describes.
+def policy_of(options: GateOptions, rules: Sequence[str], where: object = "the command line") -> Policy:
+    """The policy that the options describe.
+
+    Args:
+        options: those of the gate.
+        rules: the ids that there are.
+        where: who said so, for the message of an error.
 
     Raises:
-        UsageError: it names a rule that there is not, or its baseline cannot be read.
+        UsageError: a rule is named that there is not, or the baseline cannot be read.
     """
-    where = config.path or "the command line"
-    for key in ("require", "severity"):
-        for name in config[key]:
+    severities = options.severity or {}
+    for key, names in (("require", options.require), ("severity", severities)):
+        for name in names:
             if name not in rules:
                 hint = nearest(name, rules, "`bncheck rules`")
                 raise UsageError(f"{key} in {where} names the unknown rule {quoted(name)}", hint)
-    fail_on = config["fail-on"]
     return Policy(
-        fail_on=None if fail_on == "never" else Severity(fail_on),
-        severities={rule: Severity(name) for rule, name in config["severity"].items()},
-        ignores=tuple(ignore_of(entry, rules, where) for entry in config["ignore"]),
-        require=tuple(config["require"]),
-        require_batchnorm=config["require-batchnorm"],
-        baseline=read_baseline(config["baseline"]) if config["baseline"] else frozenset(),
+        fail_on=options.threshold,
+        severities={rule: Severity(name) for rule, name in severities.items()},
+        ignores=tuple(ignore_of(entry, rules, where) for entry in options.ignore if isinstance(entry, Mapping)),
+        require=tuple(options.require),
+        require_batchnorm=options.require_batchnorm,
+        baseline=read_baseline(options.baseline) if options.baseline else frozenset(),
     )
 
 
 def ignore_of(entry: Mapping[str, Any], rules: Sequence[str], where: object) -> Ignore:
-    from fnmatch import fnmatchcase
-
     rule = entry["rule"]
     if not any(fnmatchcase(name, rule) for name in rules):
         hint = nearest(rule, rules, "`bncheck rules`")
@@ -85,31 +84,13 @@ def ignore_of(entry: Mapping[str, Any], rules: Sequence[str], where: object) -> 
     return Ignore(rule, entry.get("layer"), entry["reason"], as_date(entry.get("expires")))
 
 
-def read_baseline(path: str) -> frozenset[str]:
-    """The fingerprints of known findings."""
+def as_date(value: Any) -> datetime.date | None:
+    """A date, or a text of one."""
+    if isinstance(value, datetime.datetime):
+        return value.date()
+    if isinstance(value, datetime.date):
+        return value
     try:
-        with open(path, encoding="utf-8") as file:
-            document = json.load(file)
-        return frozenset(str(entry["fingerprint"]) for entry in document["findings"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        hint = "Write it anew with `bncheck gate --write-baseline`."
-        raise UsageError(f"the baseline {path} cannot be read: {error}", hint) from None
-
-
-def baseline_of(reports: Iterable[Report]) -> str:
-    """The findings of reports as the text of a baseline: same findings, same text."""
-    known = {
-        fingerprint(finding): {"fingerprint": fingerprint(finding), "rule": finding.rule, "layer": finding.layer}
-        for report in reports
-        for finding in report.findings
-    }
-    entries = sorted(known.values(), key=lambda entry: (entry["rule"], entry["layer"] or "", entry["fingerprint"]))
-    return json.dumps({"version": BASELINE_VERSION, "findings": entries}, indent=2) + "\n"
-
-
-def write_baseline(path: Path, reports: Iterable[Report]) -> None:
-    """Writes the baseline; UsageError where it cannot be written."""
-    try:
-        path.write_text(baseline_of(reports), encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}", "Check the path.") from None
+        return datetime.date.fromisoformat(value)
+    except (TypeError, ValueError):
+        return None

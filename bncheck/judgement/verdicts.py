@@ -46,6 +46,11 @@ def gate_exit_code(reports: Sequence[Report]) -> int:
     return code
 
 
+def gravity(severity: Severity) -> int:
+    """A number that is greater for the graver."""
+    return list(Severity).index(severity)
+
+
 # -- the policy of a team
 
 

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
     from bncheck.pairing.names import Naming
     from bncheck.subjects.checkpoint import Checkpoint, Group
-    from bncheck.subjects.layer import Array, BatchNormLayer
-    from bncheck.subjects.pair import LayerChange
+    from bncheck.subjects.layer import BatchNormLayer
 
 # Groups of either file that are tried with those of the other, where no two have one name.
 TRIED_GROUPS = 8
@@ -210,55 +209,3 @@ def likeliest(wanted: Sequence[BatchNormLayer], first: Group, candidates: Sequen
     found = [counterparts(wanted, first, group) for group in candidates]
     ranks = [(len(one.layers), one.group.name == first.name, one.equal) for one in found]
     return found[ranks.index(max(ranks))] if ranks and ranks.count(max(ranks)) == 1 else None
-
-
-# -- as numbers
-
-
-def pair_numbers(pair: CheckpointPair) -> dict[str, object]:
-    """The measurements of a pair: plain numbers and tuples. Shifts are over the channels that are finite."""
-    return {
-        "pair": {
-            "layers": len(pair.changes),
-            "same_parameters": [change.same_parameters for change in pair.changes].count(True),
-            "same_statistics": [change.same_statistics for change in pair.changes].count(True),
-            "formats": (pair.before.format, pair.after.format),
-        },
-        "layers": {
-            key: change_numbers(change)
-            for group in pair.groups
-            for key, change in zip(keys(group, len(pair.groups)), group.changes, strict=True)
-        },
-    }
-
-
-def keys(group: GroupPair, groups: int) -> list[str]:
-    return [
-        f"{change.after.group}: {change.after.name}" if groups > 1 else change.after.name for change in group.changes
-    ]
-
-
-def change_numbers(change: LayerChange) -> Mapping[str, object]:
-    return {
-        "name_before": change.before.name,
-        "group_before": change.before.group,
-        "same_parameters": change.same_parameters,
-        "fed_by": change.fed_by,
-        "same_statistics": change.same_statistics,
-        "channels": change.after.num_features,
-        "channels_not_finite": change.broken,
-        "mean_shift": spread(change.shift.mean) if change.shift else None,
-        "variance_shift": spread(change.shift.variance) if change.shift else None,
-        "counter_change": change.counter_change,
-        "settings": {name: {"before": old, "after": new} for name, (old, new) in change.settings.items()},
-    }
-
-
-def spread(values: Array) -> dict[str, float | int] | None:
-    """Median and maximum, and how many channels moved at all."""
-    import numpy as np
-
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        return None
-    return {"median": float(np.median(finite)), "max": float(finite.max()), "channels_moved": int((finite > 0).sum())}

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
+from bncheck.findings.measurements import as_json
 from bncheck.version import __version__
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def report_object(report: Report) -> dict[str, Any]:
         "findings": [finding_object(finding) for finding in report.findings],
         "suppressed": [{"finding": finding_object(held.finding), "reason": held.reason} for held in report.suppressed],
         "checks": [{"name": check.name, "done": check.done, "reason": check.reason} for check in report.checks],
-        "measurements": report.measurements,
+        "measurements": as_json(report.measurements),
         "undecided": [
             {"rule": open_.rule, "layer": open_.layer, "group": open_.group, "reason": open_.reason}
             for open_ in report.undecided

@@ -3,57 +3,57 @@
 from __future__ import annotations
 
 import json
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from bncheck.errors import UsageError
-from bncheck.glossary import GLOSSARY
 from bncheck.reports import Format, Style
 from bncheck.reports.text.page import SEVERITIES
-from bncheck.rules import RULES
-from bncheck.wording import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bncheck.findings.rule import Explanation, Rule
 
 TEXT_WIDTH = 100
 
 
-def write_rules(format_: Format, out: TextIO, style: Style) -> None:
+def write(told: Sequence[Rule] | Explanation, format_: Format, out: TextIO, style: Style) -> None:
+    """The catalogue, or one explanation."""
+    if isinstance(told, tuple):
+        write_rules(told, format_, out, style)
+    else:
+        write_explanation(told, out, style)  # type: ignore[arg-type]
+
+
+def write_rules(rules: Sequence[Rule], format_: Format, out: TextIO, style: Style) -> None:
     """Every rule: severity, what it needs, its first sentence."""
     if format_ is Format.JSON:
         listed = [
             {"id": rule.id, "severity": rule.severity.value, "needs": rule.needs, "summary": rule.summary}
-            for rule in RULES
+            for rule in rules
         ]
         json.dump(listed, out, indent=2)
         out.write("\n")
         return
     page = page_on(out, style)
-    for rule in RULES:
+    for rule in rules:
         page.print(Text.assemble((rule.severity.value, SEVERITIES[rule.severity]), " ", (rule.id, "bold")))
         page.print(Padding(Text(rule.summary), (0, 0, 0, 4)))
         page.print(Padding(Text(f"needs: {rule.needs}", style="dim"), (0, 0, 1, 4)))
     page.print("bncheck explain RULE tells more.")
 
 
-def write_explanation(name: str, out: TextIO, style: Style) -> None:
-    """The explanation of a rule or a parameter.
-
-    Raises:
-        UsageError: there is none of that name.
-    """
-    rules = {rule.id: rule for rule in RULES}
-    known = {**{rule.id: rule.explanation for rule in RULES}, **GLOSSARY}
-    if name not in known:
-        raise UsageError(f"there is no rule or parameter {name!r}", nearest(name, known, ", ".join(sorted(known))))
+def write_explanation(told: Explanation, out: TextIO, style: Style) -> None:
+    """A title, and a text under headings."""
     page = page_on(out, style)
-    title = Text(name, style="bold")
-    if name in rules:
-        severity = rules[name].severity
-        title.append_text(Text.assemble("  ", (severity.value, SEVERITIES[severity])))
+    title = Text(told.name, style="bold")
+    if told.severity:
+        title.append_text(Text.assemble("  ", (told.severity.value, SEVERITIES[told.severity])))
     page.print(title)
-    for paragraph in known[name].strip().split("\n\n"):
+    for paragraph in told.text.strip().split("\n\n"):
         page.print()
         if paragraph.startswith("## "):
             page.print(Text(paragraph.removeprefix("## "), style="bold"))

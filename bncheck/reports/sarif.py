@@ -16,7 +16,6 @@ from urllib.parse import quote
 from bncheck.findings.report import fingerprint
 from bncheck.findings.rule import Severity
 from bncheck.reports.phrases import THE_MODULE, path_from_here, place, undecided_rules
-from bncheck.rules import RULES
 from bncheck.version import __version__
 from bncheck.wording import escaped
 
@@ -38,7 +37,7 @@ def write(run: Run, out: TextIO) -> None:
 
 def run_object(run: Run) -> dict[str, Any]:
     index = {rule: number for number, rule in enumerate(rules_of(run))}
-    catalogue = {rule.id: rule for rule in RULES}
+    catalogue = {rule.id: rule for rule in run.catalogue}
     return {
         "tool": {
             "driver": {

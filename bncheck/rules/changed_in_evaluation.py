@@ -100,7 +100,7 @@ def untracked(evaluated: EvaluatedLayer, watched: str) -> Evidence:
 
 def counted_only(evaluated: EvaluatedLayer) -> Evidence:
     assert evaluated.updates is not None
-    forth = f"counted {evaluated.updates:,} batch{'es' * (evaluated.updates != 1)}"
+    forth = f"counted {count(evaluated.updates, 'batch')}"
     counted = forth if evaluated.updates > 0 else f"went back by {-evaluated.updates:,}"
     return Evidence(
         f"num_batches_tracked {counted} during evaluation while the statistics stayed: train mode with momentum 0, "
@@ -125,4 +125,6 @@ RULE = Rule(
     "drift: the modes of a pickled module or a graph, or --evaluator",
     __doc__,
     evaluation=check,
+    headline="evaluation rewrites the statistics of {layers}",
+    all_clear="evaluation moves no statistics",
 )

@@ -115,4 +115,13 @@ def consequences(repeat: Repeat) -> str:
     return text
 
 
-RULE = Rule("depends-on-batch", Severity.ERROR, "repeat: data", __doc__, evaluation=check)
+RULE = Rule(
+    "depends-on-batch",
+    Severity.ERROR,
+    "repeat: data",
+    __doc__,
+    evaluation=check,
+    headline="results depend on the batch",
+    all_clear="batches do not matter",
+    prevails=1,
+)

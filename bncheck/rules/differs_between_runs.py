@@ -106,4 +106,12 @@ def told(repeat: Repeat) -> str:
     )
 
 
-RULE = Rule("differs-between-runs", Severity.ERROR, "repeat: data", __doc__, evaluation=check)
+RULE = Rule(
+    "differs-between-runs",
+    Severity.ERROR,
+    "repeat: data",
+    __doc__,
+    evaluation=check,
+    headline="results differ from run to run",
+    all_clear="runs agree",
+)

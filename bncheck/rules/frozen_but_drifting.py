@@ -123,7 +123,7 @@ def drifted(change: LayerChange, *, weights_changed: bool) -> Evidence:
 
 
 def count_of_batches(batches: int) -> str:
-    return f"{batches:,} batch{'es' * (batches != 1)}"
+    return count(batches, "batch")
 
 
 def spread(values: Array | None) -> tuple[float, float]:
@@ -140,4 +140,5 @@ RULE = Rule(
     "two checkpoints: weights and running statistics",
     __doc__,
     pair=check,
+    headline="weights frozen, statistics moved in {layers}",
 )

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING
 
 from bncheck.findings.rule import Evidence, Rule, Severity
 from bncheck.subjects.layer import DEFAULT_MOMENTUM, StatisticsUse
-from bncheck.wording import MOST_LISTED, channels, number
+from bncheck.wording import MOST_LISTED, channels, count, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,7 +103,7 @@ def below_bound(change: LayerChange, updates: int) -> Iterator[Evidence]:
     if found:
         worst = min(found, key=lambda channel: float(new[channel] / bound[channel]))
         yield Evidence(
-            f"running_var of {channels(found, old.size)} is below what {updates:,} update{'s' * (updates != 1)} with "
+            f"running_var of {channels(found, old.size)} is below what {count(updates, 'update')} with "
             f"momentum {assumed} leave of it: {number(float(new[worst]))} in channel {worst}, which had "
             f"{number(float(old[worst]))} and keeps at least {number(float(bound[worst]))}",
             FIND_THE_RUN,
@@ -138,4 +138,5 @@ RULE = Rule(
     __doc__,
     pair=check,
     supersedes=("frozen-but-drifting",),
+    headline="the second does not continue the first: {layers}",
 )

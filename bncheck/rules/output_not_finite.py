@@ -60,4 +60,12 @@ def check(evaluation: Evaluation) -> Iterator[Evidence | CannotTell]:
     )
 
 
-RULE = Rule("output-not-finite", Severity.ERROR, "repeat: data", __doc__, evaluation=check)
+RULE = Rule(
+    "output-not-finite",
+    Severity.ERROR,
+    "repeat: data",
+    __doc__,
+    evaluation=check,
+    headline="the output is NaN or infinite",
+    prevails=2,
+)

@@ -91,4 +91,11 @@ def median(values: Array) -> float:
     return float(np.median(finite)) if finite.size else 0.0
 
 
-RULE = Rule("ranks-disagree", Severity.WARNING, "two or more checkpoints of equal weights", __doc__, pair=check)
+RULE = Rule(
+    "ranks-disagree",
+    Severity.WARNING,
+    "two or more checkpoints of equal weights",
+    __doc__,
+    pair=check,
+    headline="equal weights, different statistics in {layers}",
+)

@@ -142,4 +142,6 @@ RULE = Rule(
     "two checkpoints that hold eps and momentum, or whose dtypes differ",
     __doc__,
     pair=check,
+    headline="settings changed in {layers}",
+    prevails=-1,
 )

@@ -222,4 +222,5 @@ RULE = Rule(
     checkpoint=check,
     pair=check_pair,
     supersedes=("never-updated-statistics", "statistics-lost"),
+    headline="averaged weights with the statistics of others",
 )

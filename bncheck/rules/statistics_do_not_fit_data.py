@@ -240,4 +240,6 @@ RULE = Rule(
     "drift: data like those of the training",
     __doc__,
     evaluation=check,
+    headline="the statistics of {layers} do not fit the data",
+    all_clear="they fit the data",
 )

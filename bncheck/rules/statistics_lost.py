@@ -105,4 +105,5 @@ RULE = Rule(
     __doc__,
     pair=check,
     supersedes=("frozen-but-drifting", "impossible-lineage", "ranks-disagree", "settings-changed"),
+    headline="the statistics of {layers} are lost",
 )

@@ -24,7 +24,8 @@ from tests.checkpoints.hostile import (
 )
 
 ROOT = Path(__file__).parents[2]
-# bncheck promises an answer to any file within these; the time is that of the processor, and far above what any needs: it only tells an answer from none.
+# bncheck promises an answer to any file within these. The time is that of the processor, and far above what any
+# file needs: it only tells an answer from none.
 MOST_SECONDS = 30.0
 MOST_MEBIBYTES = 300.0
 # One sentence, even if the file has its say in it.

@@ -23,7 +23,7 @@ import pytest
 import torch
 from torch import nn
 
-from bncheck.commands.inspect import inspect_file
+from bncheck.commands.inspect import run
 from bncheck.errors import UnsupportedError
 from bncheck.findings.rule import Severity
 from bncheck.subjects.checkpoint import Checkpoint
@@ -182,7 +182,7 @@ def test_a_clean_training_checkpoint_is_read_and_quiet(tmp_path: Path, read: Rea
     assert [group.name for group in checkpoint.groups if group.layers] == groups
     assert [layer.name for layer in checkpoint.layers] == names
     assert dict(checkpoint.facts) == facts
-    report = inspect_file(tmp_path / "last.ckpt", Severity.WARNING)
+    [report] = run({"paths": [tmp_path / "last.ckpt"], "fail_on": "warning"}).reports
     loud = [finding for finding in report.findings if finding.severity.at_least(Severity.WARNING)]
     assert [(finding.rule, finding.message) for finding in loud] == []
 

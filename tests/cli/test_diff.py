@@ -216,7 +216,7 @@ BAD: dict[str, tuple[tuple[str, ...], str, str]] = {
         "Its groups: ''.",
     ),
     "a map without a sign": (("before.pt", "before.pt", "--map", "x"), "--map x has no '='", "Write --map FROM=TO"),
-    "a folder of several as the first": ((".", "before.pt"), ". holds 4 checkpoints", "Name the one to compare with"),
+    "a folder of several as the first": ((".", "before.pt"), ". holds 4 checkpoints", "Give one of them"),
     "no model": (("before.pt", "text.pt"), "text.pt", ""),
 }
 

@@ -536,7 +536,7 @@ def test_a_defect_of_ours_on_one_file_does_not_lose_the_others(
     here: Path, bncheck: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The only way to meet one is to make one: a rule that fails for the second file."""
-    from bncheck import rules
+    from bncheck.commands import inspect
     from bncheck.findings.rule import Rule, Severity
 
     def fail(layer: Any) -> Any:
@@ -547,7 +547,7 @@ def test_a_defect_of_ours_on_one_file_does_not_lose_the_others(
     for channels in (2, 3, 4):
         torch.save(nn.BatchNorm2d(channels), f"{channels}.pt")
     broken = Rule("broken", Severity.ERROR, "", "Broken.", layer=fail)
-    monkeypatch.setattr(rules, "INSPECT_RULES", (broken,))
+    monkeypatch.setattr(inspect, "INSPECT_RULES", (broken,))
     result = bncheck("inspect", "2.pt", "3.pt", "4.pt", "-f", "json")
     errors = [report["error"] and report["error"]["message"] for report in documents(result)["reports"]]
     assert errors == [None, "bncheck itself failed on 3.pt: RuntimeError('broken on purpose')", None]

@@ -20,9 +20,10 @@ from bncheck.evaluation.models.runnable import Runnable, live_runnable
 from bncheck.evaluation.probes.drift import FOLLOWED_SAMPLES, drift
 from bncheck.evaluation.probes.repeat import repeat
 from bncheck.evaluation.restoring import batchnorm_layers, fingerprint
-from bncheck.findings.measurements import measurements_of
+from bncheck.findings.measurements import as_json
 from bncheck.findings.rule import Severity
 from bncheck.judgement.diagnosis import diagnose_evaluation
+from bncheck.judgement.numbers import measurements_of
 from bncheck.rules import DRIFT_RULES
 from bncheck.subjects.evaluation import Evaluation
 from tests.evaluation.networks import BATCH, CLASSES, NETWORKS, SAMPLES, Centered, augmented, data, images, trained
@@ -310,14 +311,14 @@ def test_layers_come_in_the_order_in_which_they_are_called_and_those_never_calle
         ("late", 5),
         ("never", 0),
     ]
-    never = measurements_of(evaluation)["layers"]["never"]  # type: ignore[index]
-    assert never["fit"] == {}
+    never = as_json(measurements_of(evaluation))["layers"]["never"]  # type: ignore[index]
+    assert never["fit"] is None
     assert never["train_mode"]["mean_shift"] == {"median": 0.0, "max": 0.0}
 
 
 def test_the_measurements_have_all_that_is_promised() -> None:
     evaluation = drift(live_runnable(polluted()), data(labels=LABELS))
-    found: Any = measurements_of(evaluation, channels=True)
+    found: Any = as_json(measurements_of(evaluation, channels=True))
     assert {"images", "batches", "passes", "device", "layers", "train_mode", "fit"} <= set(found)
     assert (found["images"], found["batches"], found["passes"], found["device"]) == (40, 5, 3, "cpu")
     layer = found["layers"]["bn1"]
@@ -333,14 +334,14 @@ def test_the_measurements_have_all_that_is_promised() -> None:
     assert {"predictions_changed", "accuracy_before", "accuracy_after", "by_batches"} <= set(found["train_mode"])
     assert list(found["train_mode"]["by_batches"]) == ["1", "2", "4"]
     assert "predictions_changed" in found["fit"]
-    assert "channels" not in measurements_of(evaluation)["layers"]["bn1"]  # type: ignore[index]
+    assert "channels" not in as_json(measurements_of(evaluation))["layers"]["bn1"]  # type: ignore[index]
     shipped: Any = evaluation.layers[0].as_shipped
     assert layer["as_shipped"]["mean_shift"] == {"median": np.median(shipped.mean), "max": shipped.mean.max()}
 
 
 def test_the_measurements_of_repeat_have_all_that_is_promised() -> None:
     evaluation = repeat(live_runnable(trained("plain", Centered())), data(labels=LABELS))
-    found: Any = measurements_of(evaluation)["repeat"]
+    found: Any = as_json(measurements_of(evaluation))["repeat"]
     promised = {
         "identical_inputs", "same_batches_max_difference", "other_company_max_difference", "predictions_changed",
         "first_difference", "causes",

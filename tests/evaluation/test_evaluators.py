@@ -107,7 +107,7 @@ def test_a_sound_evaluation_is_found_sound(evaluator: Any) -> None:
     report = watched(evaluator)
     assert found(report) == []
     assert report.undecided == ()
-    assert report.measurements["watched"] == "the evaluator"
+    assert report.measurements.watched == "the evaluator"
 
 
 # -- and as they get them wrong
@@ -347,7 +347,7 @@ def test_the_numbers_that_it_returns_are_kept(returned: Any, expected: dict[str,
 
     report = repeated(evaluator)
     assert found(report) == []
-    assert report.measurements["repeat"]["metrics"] == (expected, expected)  # type: ignore[index]
+    assert report.measurements.repeat.metrics == (expected, expected)
 
 
 def accuracy(model: nn.Module, batches: Any) -> dict[str, float]:

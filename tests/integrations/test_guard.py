@@ -483,6 +483,8 @@ def test_importing_bncheck_imports_no_torch() -> None:
 
 def test_the_name_stays_a_function_after_its_module_was_imported() -> None:
     """A module of the name `bncheck.guard` would take its place."""
-    code = "import bncheck, bncheck.integrations.guard, bncheck.integrations.pytest_plugin; print(callable(bncheck.guard))"
+    code = (
+        "import bncheck, bncheck.integrations.guard, bncheck.integrations.pytest_plugin; print(callable(bncheck.guard))"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "True\n"

@@ -8,7 +8,8 @@ from hypothesis.extra.numpy import arrays
 
 from bncheck.findings.report import Verdict
 from bncheck.findings.rule import Severity
-from bncheck.judgement.diagnosis import diagnose, distribution
+from bncheck.judgement.diagnosis import diagnose
+from bncheck.judgement.summaries import distribution
 from bncheck.rules import RULES
 from bncheck.rules.saved_in_train_mode import RULE as SAVED_IN_TRAIN_MODE
 from bncheck.subjects.layer import stored

@@ -15,8 +15,11 @@ from bncheck.config import KEYS, Config, configured, schema
 from bncheck.errors import UsageError
 from bncheck.findings.report import Finding, LayerSummary, Report, Undecided, Verdict
 from bncheck.findings.rule import Severity
-from bncheck.judgement.policy import Ignore, Policy, baseline_of, policy_of, read_baseline, write_baseline
+from bncheck.judgement.baseline import baseline_of, read_baseline
+from bncheck.judgement.policy import Ignore, Policy, policy_of
 from bncheck.judgement.verdicts import gate_exit_code, gated, remarks
+from bncheck.options.gating import GateOptions
+from bncheck.options.option import make
 from bncheck.rules import RULES
 
 IDS = [rule.id for rule in RULES]
@@ -40,11 +43,25 @@ def written(folder: Path, text: str, name: str = "pyproject.toml") -> Path:
 
 def test_every_value_says_where_it_comes_from(project: Path) -> None:
     path = written(project, '[tool.bncheck]\ndata = "validation"\nfail-on = "error"\n')
-    config = configured(project).with_options({"fail-on": "note", "model": None, "select": []})
+    config = configured(project)
     assert (config["data"], config.origin("data")) == ("validation", str(path))
-    assert (config["fail-on"], config.origin("fail-on")) == ("note", "command line")
     assert (config["batch-size"], config.origin("batch-size")) == (32, "default")
-    assert config["select"] == []
+    options = make(GateOptions, {"fail_on": "note"}, config.values)
+    assert (options.data, options.fail_on, options.batch_size) == ("validation", "note", 32)
+
+
+def test_the_former_name_of_a_key_still_counts_but_not_beside_the_present_one(project: Path) -> None:
+    written(project, '[tool.bncheck]\nignore-rules = ["dead-*"]\n')
+    assert configured(project)["ignore"] == ["dead-*"]
+    written(project, '[tool.bncheck]\nignore-rules = ["dead-*"]\nignore = ["zero-scale"]\n')
+    with pytest.raises(UsageError, match="both ignore-rules and ignore"):
+        configured(project)
+
+
+def test_arguments_of_the_model_keep_their_types(project: Path) -> None:
+    written(project, "[tool.bncheck.model-args]\nscale = inf\nday = 2027-06-30\ndepth = 18\nname = '18'\n")
+    arguments = make(GateOptions, configured(project).values).arguments
+    assert arguments == {"scale": float("inf"), "day": datetime.date(2027, 6, 30), "depth": 18, "name": "18"}
 
 
 def test_the_configuration_of_a_folder_above_is_found_and_its_paths_start_there(
@@ -80,9 +97,9 @@ def test_a_project_without_a_table_has_the_defaults(project: Path) -> None:
 
 BAD: dict[str, tuple[str, str, str]] = {
     "an unknown key": ('chekpoint = "a"', "unknown key 'chekpoint' in .*pyproject.toml", "Did you mean checkpoint"),
-    "a number for a text": ("data = 3", "data in .* is 3, and must be a string", "what drift and repeat run on"),
+    "a number for a text": ("data = 3", "data in .* is 3, and must be a string", "Folder or file of images"),
     "a text for a flag": ('grayscale = "yes"', "grayscale in .* must be a boolean", "one channel"),
-    "true for a number": ("batch-size = true", "batch-size in .* must be an integer", "samples"),
+    "true for a number": ("batch-size = true", "batch-size in .* must be an integer", "Samples"),
     "too small a number": ("batch-size = 0", "must be at least 1", ""),
     "another severity": ('fail-on = "fatal"', "must be one of note, warning, error, never", ""),
     "a severity of a rule": ('severity = { "dead-channels" = "bad" }', "'dead-channels', which is 'bad'", ""),
@@ -120,7 +137,7 @@ def test_what_is_wrong_in_the_file_is_named(project: Path, name: str) -> None:
 def test_an_unknown_rule_is_named_with_its_neighbour(project: Path, text: str, message: str) -> None:
     written(project, f"[tool.bncheck]\n{text}\n")
     with pytest.raises(UsageError, match=message) as refused:
-        policy_of(configured(project), IDS)
+        policy_of(make(GateOptions, configured(project).values), IDS, project / "pyproject.toml")
     assert "dead-channels" in refused.value.hint
 
 
@@ -153,7 +170,7 @@ def finding(rule: str = "dead-channels", severity: Severity = Severity.ERROR, la
 
 
 def report(*findings: Finding, **fields: Any) -> Report:
-    from bncheck.judgement.diagnosis import summarise
+    from bncheck.judgement.summaries import summarise
     from tests.rules.layers import layer
 
     layers: tuple[LayerSummary, ...] = fields.pop("layers", (summarise(layer()),))
@@ -163,10 +180,10 @@ def report(*findings: Finding, **fields: Any) -> Report:
 
 
 def test_the_gate_fails_from_a_warning_on() -> None:
-    policy = policy_of(Config(), IDS)
+    policy = policy_of(GateOptions(), IDS)
     assert gated(report(finding(severity=Severity.NOTE)), policy, TODAY).verdict is Verdict.PASSED
     assert gated(report(finding(severity=Severity.WARNING)), policy, TODAY).verdict is Verdict.FAILED
-    never = policy_of(Config({"fail-on": "never"}), IDS)
+    never = policy_of(GateOptions(fail_on="never"), IDS)
     assert gated(report(finding()), never, TODAY).verdict is Verdict.PASSED
 
 
@@ -241,7 +258,7 @@ def test_one_inconclusive_checkpoint_keeps_the_gate_shut() -> None:
 
 
 def test_known_findings_do_not_count_and_new_ones_do(tmp_path: Path) -> None:
-    write_baseline(tmp_path / "known.json", [report(finding(), finding(layer="b.bn"))])
+    (tmp_path / "known.json").write_text(baseline_of([report(finding(), finding(layer="b.bn"))]))
     policy = Policy(baseline=read_baseline(str(tmp_path / "known.json")))
     assert gated(report(finding()), policy, TODAY).verdict is Verdict.PASSED
     assert gated(report(finding(), finding(layer="c.bn")), policy, TODAY).verdict is Verdict.FAILED

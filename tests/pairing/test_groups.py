@@ -18,6 +18,7 @@ import bncheck
 from bncheck.checkpoints import read_checkpoint
 from bncheck.checkpoints.sources.local import FileSource
 from bncheck.errors import UsageError
+from bncheck.findings.measurements import as_json
 from bncheck.findings.report import Report, Verdict
 from bncheck.pairing.equality import PIECE, equal_tensors
 from bncheck.pairing.groups import pair_of
@@ -205,7 +206,7 @@ def test_a_conversion_changes_nothing(name: str, tmp_path: Path) -> None:
     before, after = UNREMARKABLE[name](tmp_path, network())
     report = bncheck.diff(before, after, fail_on="note")
     assert (report.findings, report.verdict) == ((), Verdict.PASSED)
-    measured: Any = report.measurements["pair"]
+    measured: Any = as_json(report.measurements)["pair"]
     assert (measured["layers"], measured["same_parameters"], measured["same_statistics"]) == (2, 2, 2)
     wrapped_names = name in ("DistributedDataParallel", "torch.compile", "Lightning")
     assert wrapped_names == bool(report.notes)
@@ -224,7 +225,7 @@ def test_training_is_no_event(steps: int) -> None:
     net = network()
     report = bncheck.diff(net, trained(copy.deepcopy(net), steps=steps), fail_on="note")
     assert report.findings == ()
-    measured: Any = report.measurements
+    measured: Any = as_json(report.measurements)
     assert (measured["pair"]["same_parameters"], measured["pair"]["same_statistics"]) == (0, 0)
     assert {steps} == {one["counter_change"] for one in measured["layers"].values()}
 
@@ -239,7 +240,7 @@ def test_fine_tuning_with_batchnorm_in_eval_mode_is_no_event() -> None:
 
 
 def feeders(report: Report) -> dict[str, Any]:
-    measured: Any = report.measurements["layers"]
+    measured: Any = as_json(report.measurements)["layers"]
     return {name: one["fed_by"] for name, one in measured.items()}
 
 
@@ -261,7 +262,7 @@ def test_a_convolution_that_changed_speaks_for_its_layer() -> None:
     changed = copy.deepcopy(net)
     with torch.no_grad():
         changed.second.conv.weight[0, 0, 0, 0] += 1e-6
-    measured: Any = bncheck.diff(net, changed).measurements["layers"]
+    measured: Any = as_json(bncheck.diff(net, changed).measurements)["layers"]
     assert {name: one["same_parameters"] for name, one in measured.items()} == {"first.bn": True, "second.bn": False}
 
 

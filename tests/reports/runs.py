@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from bncheck.cli import app
-from bncheck.commands.inspect import inspect_file
+from bncheck.commands.inspect import run as inspect
+from bncheck.findings.measurements import DriftMeasurements, LayerNumbers, ShiftNumbers, Spread
 from bncheck.findings.report import (
     Distribution,
     Finding,
@@ -20,7 +21,6 @@ from bncheck.findings.report import (
     Verdict,
 )
 from bncheck.findings.rule import Severity
-from bncheck.judgement.verdicts import exit_code
 from bncheck.reports import Format, Style, write
 from bncheck.rules import RULES
 from bncheck.subjects.layer import UNKNOWN, Behaviour, Normalises, inferred, stored
@@ -44,8 +44,8 @@ def written_by_name(name: str, folder: Path) -> str:
 
 def inspected(*names: str, fail_on: Severity | None = Severity.ERROR) -> Run:
     """The run of `inspect` on samples; a name that is none gives a report with an error."""
-    reports = tuple(inspect_file(SAMPLES / name, fail_on) for name in names)
-    return Run("inspect", reports, exit_code(reports))
+    level = fail_on.value if fail_on else "never"
+    return inspect({"paths": [SAMPLES / name for name in names], "fail_on": level})
 
 
 def every_sample() -> Run:
@@ -57,7 +57,7 @@ def run_of(*findings: Finding, **fields: object) -> Run:
     made = {"layers": (layer("bn"),), "rules": tuple({finding.rule: None for finding in findings}), **fields}
     verdict = Verdict.FAILED if any(finding.severity is Severity.ERROR for finding in findings) else Verdict.PASSED
     report = Report(("model.pt",), "torch.save", verdict, findings=findings, **made)  # type: ignore[arg-type]
-    return Run("inspect", (report,), 1 if verdict is Verdict.FAILED else 0)
+    return Run("inspect", (report,), 1 if verdict is Verdict.FAILED else 0, catalogue=RULES)
 
 
 def found(rule: str = "negative-variance", layer: str | None = "bn", **fields: object) -> Finding:
@@ -105,6 +105,31 @@ def findings() -> st.SearchStrategy[Finding]:
     return st.builds(Finding, rules(), st.sampled_from(Severity), names(), names(), texts(), measured, texts())
 
 
+def measurements() -> st.SearchStrategy[DriftMeasurements]:
+    """Those of a model that ran, whose names hold anything."""
+    spread = st.none() | st.builds(Spread, st.floats(), st.floats())
+    shift = st.none() | st.builds(ShiftNumbers, spread, spread)
+    flag = st.none() | st.booleans()
+    numbers = st.integers(0, 9)
+    layer_numbers = st.builds(LayerNumbers, numbers, flag, flag, st.none() | numbers, numbers, shift, shift, shift)
+    return st.builds(
+        DriftMeasurements,
+        images=numbers,
+        batches=numbers,
+        passes=numbers,
+        device=texts(),
+        artefact=texts(),
+        watched=st.none() | texts(),
+        data=st.dictionaries(texts(), texts() | st.floats() | st.none(), max_size=2),
+        not_measured=st.dictionaries(texts(), texts(), max_size=2),
+        in_distribution=st.booleans(),
+        layers=st.dictionaries(texts(), layer_numbers, max_size=2),
+        train_mode=st.none(),
+        by_batches=st.just({}),
+        fit=st.none(),
+    )
+
+
 @st.composite
 def reports(draw: st.DrawFn) -> Report:
     """A report whose names, messages, facts and paths hold anything."""
@@ -119,7 +144,7 @@ def reports(draw: st.DrawFn) -> Report:
         layers=tuple(layer(draw(texts()), draw(texts())) for _ in range(draw(st.integers(0, 2)))),
         findings=tuple(draw(st.lists(findings(), max_size=3))),
         undecided=tuple(draw(st.lists(st.builds(Undecided, rules(), names(), names(), texts()), max_size=3))),
-        measurements=draw(st.just({}) | measured),
+        measurements=draw(st.none() | measurements()),
         facts=draw(measured),
         globals=((draw(texts()), draw(texts())),),
         rules=tuple(draw(st.lists(rules(), max_size=2, unique=True))),

@@ -11,6 +11,7 @@ from bncheck.findings.report import Report, Suppressed, Undecided
 from bncheck.findings.rule import Severity
 from bncheck.reports.html import as_html
 from bncheck.reports.phrases import shown_path
+from bncheck.reports.text.printed import as_text
 from bncheck.wording import escaped
 from tests.reports.runs import HOSTILE, SAMPLES, every_sample, found, layer, reports, run_of
 
@@ -76,7 +77,7 @@ def test_the_rows_tell_what_was_found() -> None:
         suppressed=(Suppressed(found("dead-channels", "c"), "meant so"),),
         notes=("layers were found below 'model.'",),
     ).reports
-    reader = read(report._repr_html_())
+    reader = read(as_html(report))
     assert "FAILED model.pt" in reader.words
     assert reader.rows == [
         ["severity", "rule", "where", "finding", "fix"],
@@ -101,7 +102,7 @@ def test_every_sample_is_shown_with_its_verdict() -> None:
 
 
 def test_it_needs_nothing_from_elsewhere() -> None:
-    shown = as_html(bncheck.inspect(SAMPLES / "non-finite-statistics.pt"))
+    shown = bncheck.inspect(SAMPLES / "non-finite-statistics.pt")._repr_html_()
     assert not any(word in shown for word in ("http", "<script", "<link", "<img", "url("))
 
 
@@ -114,7 +115,7 @@ def test_of_very_many_layers_the_first_are_shown() -> None:
 @pytest.mark.parametrize("text", HOSTILE, ids=[f"{index}" for index in range(len(HOSTILE))])
 def test_a_hostile_name_is_read_as_it_is(text: str) -> None:
     [report] = run_of(found(layer="bn", message=text), layers=(layer(text),), notes=(text,)).reports
-    document = report._repr_html_()
+    document = as_html(report)
     document.encode("utf-8")
     assert "$" not in document
     rows = read(document).rows
@@ -148,7 +149,7 @@ def test_a_report_prints_as_the_command_does(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(("name", "value"), [("FORCE_COLOR", "1"), ("TTY_COMPATIBLE", "1"), ("CLICOLOR_FORCE", "1")])
 def test_a_printed_report_has_no_colors(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, value)
-    assert "\x1b" not in str(report_of())
+    assert "\x1b" not in as_text(report_of())
 
 
 def test_a_report_prints_in_a_notebook_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,10 +159,10 @@ def test_a_report_prints_in_a_notebook_too(monkeypatch: pytest.MonkeyPatch) -> N
         pass
 
     monkeypatch.setattr(builtins, "get_ipython", ZMQInteractiveShell, raising=False)
-    assert str(report_of()).startswith("PASSED model.pt\n")
+    assert as_text(report_of()).startswith("PASSED model.pt\n")
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=[f"{index}" for index in range(len(HOSTILE))])
 def test_a_printed_report_spells_out_what_a_terminal_would_obey(text: str) -> None:
     [report] = run_of(found(layer=text, message=text, fix=text), layers=(layer(text),), notes=(text,)).reports
-    assert all(line.isprintable() for line in str(report).splitlines())
+    assert all(line.isprintable() for line in as_text(report).splitlines())

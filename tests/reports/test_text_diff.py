@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from bncheck.commands.diff import compare
 from bncheck.findings.report import Report, Run
 from bncheck.findings.rule import Severity
+from bncheck.judgement.diagnosis import diagnose_pair
+from bncheck.pairing.groups import pair_of
 from bncheck.reports import Format, Style, write
 from bncheck.reports.text.diff import alike, headline
+from bncheck.rules import DIFF_RULES
 from bncheck.subjects.checkpoint import Checkpoint
 from bncheck.subjects.layer import stored
 from tests.rules.layers import fresh, layer
@@ -21,7 +23,7 @@ MORE = {"num_batches_tracked": 1024}
 
 
 def report(before: Checkpoint, after: Checkpoint) -> Report:
-    return compare(before, after, Severity.ERROR)
+    return diagnose_pair(pair_of(before, after), Severity.ERROR, DIFF_RULES)
 
 
 def text(made: Report, **style: Any) -> str:

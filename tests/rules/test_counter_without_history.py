@@ -8,15 +8,14 @@ import torch
 from torch import nn
 
 from bncheck.evaluation.models.live import live_group
-from bncheck.findings.rule import Evidence
 from bncheck.rules.counter_without_history import RULE
-from bncheck.subjects.checkpoint import Checkpoint
 from bncheck.subjects.layer import BatchNormLayer, StatisticsUse, stored
-from tests.rules.layers import answers, fresh, layer, of_state_dict, said
+from tests.rules.layers import fresh, layer, of_state_dict
+from tests.rules.tables import Fires, Quiet, asked, fires, note, quiet, the_one
 
 DEAD = 5.6e-45  # where a channel without variance stays in float32 with momentum 0.1
 
-QUIET: dict[str, tuple[BatchNormLayer, ...]] = {
+QUIET: Quiet = {
     "a trained layer": (layer(),),
     "a layer that never ran": (fresh(),),
     "one update of a large variance": (layer(num_batches_tracked=1, running_var=[0.95, 2, 3, 4]),),
@@ -49,7 +48,7 @@ QUIET: dict[str, tuple[BatchNormLayer, ...]] = {
     ),
 }
 
-FIRES: dict[str, tuple[tuple[BatchNormLayer, ...], str]] = {
+FIRES: Fires = {
     "a converter that kept no counter": (
         (layer("a", num_batches_tracked=0), layer("b", num_batches_tracked=0), fresh("c")),
         "num_batches_tracked is 0 in 2 layers with trained statistics: it was not kept",
@@ -64,8 +63,8 @@ FIRES: dict[str, tuple[tuple[BatchNormLayer, ...], str]] = {
     ),
     "averaged weights with a counter of 1": (
         (of_state_dict("a", num_batches_tracked=1),),
-        "num_batches_tracked of a is no history of its statistics: after 1 update with momentum 0.1 (assumed; the "
-        "file does not hold it) no variance is below 0.9, and there is one of 0.5",
+        "num_batches_tracked of a is no history of its statistics: after 1 update with momentum 0.1 (assumed; the file "
+        "does not hold it) no variance is below 0.9, and there is one of 0.5",
     ),
     "a pretrained network that counts its fine-tuning": (
         (layer("a", num_batches_tracked=100, running_var=[DEAD, 1, 1, 1]), layer("b", num_batches_tracked=5)),
@@ -89,19 +88,8 @@ FIRES: dict[str, tuple[tuple[BatchNormLayer, ...], str]] = {
     ),
 }
 
-
-@pytest.mark.parametrize("name", QUIET)
-def test_quiet(name: str) -> None:
-    assert answers(RULE, *QUIET[name]) == []
-
-
-@pytest.mark.parametrize("name", FIRES)
-def test_fires(name: str) -> None:
-    layers, message = FIRES[name]
-    assert said(RULE, *layers) == [("note", "")]
-    [evidence] = answers(RULE, *layers)
-    assert isinstance(evidence, Evidence)
-    assert message == evidence.message
+test_quiet = quiet(RULE, QUIET)
+test_fires = fires(RULE, FIRES, each=note(layer=""))
 
 
 def bn_after(updates: int, momentum: float | None, scale: float) -> nn.BatchNorm2d:
@@ -116,15 +104,13 @@ def bn_after(updates: int, momentum: float | None, scale: float) -> nn.BatchNorm
 @pytest.mark.parametrize("updates", [1, 2, 10, 300])
 @pytest.mark.parametrize("scale", [0.0, 1e-20, 1.0], ids=["dead", "tiny", "usual"])
 def test_no_real_history_breaks_the_bound(momentum: float | None, updates: int, scale: float) -> None:
-    group = live_group(bn_after(updates, momentum, scale))
-    assert list(RULE.checkpoint(Checkpoint("", "", (group,)))) == []  # type: ignore[misc]
+    assert asked(RULE, live_group(bn_after(updates, momentum, scale)).layers) == []
 
 
 def test_statistics_that_were_estimated_again_are_seen() -> None:
     """As update_bn leaves them: the average of all batches, counted from 1, and momentum restored."""
     bn = bn_after(3, None, 0.1)
     bn.momentum = 0.1
-    [evidence] = RULE.checkpoint(Checkpoint("", "", (live_group(bn),)))  # type: ignore[misc]
-    assert isinstance(evidence, Evidence)
+    evidence = the_one(RULE, live_group(bn).layers)
     assert "after 3 updates with momentum 0.1 no variance is below 0.729" in evidence.message
     assert evidence.measured["momentum_is_known"] is True

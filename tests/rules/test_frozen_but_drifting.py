@@ -11,14 +11,14 @@ from torch import nn
 
 import bncheck
 from bncheck.rules.frozen_but_drifting import RULE
-from bncheck.subjects.pair import CheckpointPair
 from tests.rules.layers import array, fresh, layer
-from tests.rules.pairs import MOVED, NEARLY, TRAINED, file, messages, paired, reasons, said
+from tests.rules.pairs import MOVED, NEARLY, TRAINED, file, paired
+from tests.rules.tables import Fires, Quiet, Undecided, error, fires, quiet, the_one, undecided, warning
 
 MORE = {"num_batches_tracked": 1024}
 KERNEL = np.ones((4, 3, 1, 1))
 
-QUIET: dict[str, CheckpointPair] = {
+QUIET: Quiet = {
     "the same file": paired(file(layer()), file(layer())),
     "a step of training": paired(file(layer()), file(layer(**TRAINED, **NEARLY, num_batches_tracked=1001))),
     "a layer without parameters whose convolution was trained": paired(
@@ -43,96 +43,83 @@ QUIET: dict[str, CheckpointPair] = {
         ),
     ),
     "no statistics": paired(file(layer()), file(layer(running_mean=None, running_var=None))),
+    "several files with as many batches are ranks": paired(
+        file(layer(num_batches_tracked=0)), file(layer(**MOVED, num_batches_tracked=0)), several=True
+    ),
 }
 
-FIRES: dict[str, tuple[CheckpointPair, list[tuple[str, str]], str]] = {
+FIRES: Fires = {
     "far": (
         paired(file(layer()), file(layer(**MOVED, **MORE))),
-        [("error", "bn")],
-        "the weights are equal in every bit, but 24 batches in train mode moved the statistics: the means by 0.4163 "
-        "standard deviations (median of the channels; at most 0.7071), the standard deviations by a factor of 1.316",
+        error(
+            "the weights are equal in every bit, but 24 batches in train mode moved the statistics: the means by "
+            "0.4163 standard deviations (median of the channels; at most 0.7071), the standard deviations by a factor "
+            "of 1.316"
+        ),
     ),
     "near": (
         paired(file(layer()), file(layer(**NEARLY, num_batches_tracked=1001))),
-        [("warning", "bn")],
-        "the weights are equal in every bit, but 1 batch in train mode moved the statistics: the means by 0.008535 "
-        "standard deviations (median of the channels; at most 0.01414), the standard deviations by a factor of 1",
+        warning(
+            "the weights are equal in every bit, but 1 batch in train mode moved the statistics: the means by 0.008535 "
+            "standard deviations (median of the channels; at most 0.01414), the standard deviations by a factor of 1"
+        ),
     ),
     "with its convolution": (
         paired(file(layer(), conv__weight=KERNEL), file(layer(**MOVED, **MORE), conv__weight=KERNEL)),
-        [("error", "bn")],
-        "24 batches in train mode",
+        error("24 batches in train mode"),
     ),
     "a counter that averages do not keep": (
         paired(file(layer(num_batches_tracked=0)), file(layer(**MOVED, num_batches_tracked=0))),
-        [("error", "bn")],
-        "but forward passes in train mode moved the statistics",
+        error("but forward passes in train mode moved the statistics"),
     ),
     "no counter": (
         paired(file(layer(num_batches_tracked=None)), file(layer(**MOVED, num_batches_tracked=None))),
-        [("error", "bn")],
-        "but forward passes in train mode moved the statistics",
+        error("but forward passes in train mode moved the statistics"),
     ),
     "statistics that became NaN": (
         paired(file(layer()), file(layer(running_mean=np.nan, running_var=np.nan, **MORE))),
-        [("error", "bn")],
-        "4 channels became NaN or infinite",
+        error("4 channels became NaN or infinite"),
     ),
     "a layer further up was trained: its statistics may have to follow": (
         paired(
             file(layer("a"), layer("b")),
             file(layer("a", **TRAINED, **NEARLY, **MORE), layer("b", **MOVED, **MORE)),
         ),
-        [("warning", "b")],
-        "Weights of a layer before it changed, so that its input is another one",
+        warning("Weights of a layer before it changed, so that its input is another one", layer="b"),
     ),
     "a layer further down was trained": (
         paired(
             file(layer("a"), layer("b")),
             file(layer("a", **MOVED, **MORE), layer("b", **TRAINED, **NEARLY, **MORE)),
         ),
-        [("error", "a")],
-        "24 batches in train mode",
+        error("24 batches in train mode", layer="a"),
     ),
     "fresh statistics of frozen weights": (
         paired(file(fresh()), file(fresh(**MOVED, num_batches_tracked=3))),
-        [("error", "bn")],
-        "3 batches in train mode",
+        error("3 batches in train mode"),
     ),
 }
 
+UNDECIDED: Undecided = {
+    "no parameters in the files": (
+        paired(file(layer(weight=None, bias=None)), file(layer(weight=None, bias=None, **MOVED, **MORE))),
+        "whether the weights changed cannot be read from the two files",
+    ),
+}
 
-@pytest.mark.parametrize("name", QUIET)
-def test_quiet(name: str) -> None:
-    assert said(RULE, QUIET[name]) == []
-
-
-@pytest.mark.parametrize("name", FIRES)
-def test_fires(name: str) -> None:
-    pair, expected, message = FIRES[name]
-    assert expected == said(RULE, pair)
-    assert message in messages(RULE, pair)[0]
-
-
-def test_without_parameters_in_the_files_it_cannot_be_told() -> None:
-    bare = layer(weight=None, bias=None)
-    pair = paired(file(bare), file(layer(weight=None, bias=None, **MOVED, **MORE)))
-    assert reasons(RULE, pair) == ["whether the weights changed cannot be read from the two files"]
-
-
-def test_several_files_with_as_many_batches_are_ranks() -> None:
-    ranks = paired(file(layer(num_batches_tracked=0)), file(layer(**MOVED, num_batches_tracked=0)), several=True)
-    assert said(RULE, ranks) == []
+test_quiet = quiet(RULE, QUIET)
+test_fires = fires(RULE, FIRES)
+test_undecided = undecided(RULE, UNDECIDED)
 
 
 def test_the_numbers_are_those_of_the_formula() -> None:
     before, after = layer(), layer(**MOVED, **MORE)
-    finding = next(iter(RULE.pair(paired(file(before), file(after)))))  # type: ignore[misc]
+    measured = the_one(RULE, paired(file(before), file(after))).measured
     mean = np.abs(array(MOVED["running_mean"]) - before.running_mean) / np.sqrt(before.running_var + 1e-5)
     variance = 0.5 * np.abs(np.log((array(MOVED["running_var"]) + 1e-5) / (before.running_var + 1e-5)))
-    assert finding.measured["mean_shift_median"] == pytest.approx(np.median(mean))  # type: ignore[union-attr]
-    assert finding.measured["mean_shift_max"] == pytest.approx(mean.max())  # type: ignore[union-attr]
-    assert finding.measured["variance_shift_median"] == pytest.approx(np.median(variance))  # type: ignore[union-attr]
+    assert measured["mean_shift_median"] == pytest.approx(np.median(mean))
+    assert measured["mean_shift_max"] == pytest.approx(mean.max())
+    assert measured["variance_shift_median"] == pytest.approx(np.median(variance))
 
 
 @pytest.mark.parametrize("frozen", ["requires_grad", "eval"])

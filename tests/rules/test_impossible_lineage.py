@@ -14,7 +14,8 @@ from bncheck.rules.impossible_lineage import RULE
 from bncheck.subjects.layer import StatisticsUse, stored
 from bncheck.subjects.pair import CheckpointPair
 from tests.rules.layers import layer, of_state_dict
-from tests.rules.pairs import MOVED, TRAINED, file, messages, paired, said
+from tests.rules.pairs import MOVED, TRAINED, file, paired
+from tests.rules.tables import Fires, Quiet, fires, quiet, warning
 
 
 def later(updates: int, factor: float, **fields: object) -> CheckpointPair:
@@ -24,7 +25,7 @@ def later(updates: int, factor: float, **fields: object) -> CheckpointPair:
     return paired(file(layer(**fields)), file(layer(**made)))
 
 
-QUIET: dict[str, CheckpointPair] = {
+QUIET: Quiet = {
     "the same file": paired(file(layer()), file(layer())),
     "another epoch": paired(file(layer()), file(layer(**MOVED, **TRAINED, num_batches_tracked=1100))),
     "one update that met no variance at all": later(1, 0.9),
@@ -61,39 +62,38 @@ QUIET: dict[str, CheckpointPair] = {
     "a momentum that is no number": later(1, 0.1, momentum=stored(float("nan"))),
 }
 
-FIRES: dict[str, tuple[CheckpointPair, str]] = {
+FIRES: Fires = {
     "the counter went back": (
         paired(file(layer()), file(layer(**MOVED, num_batches_tracked=44))),
-        "num_batches_tracked went back from 1,000 to 44: the second does not continue the first",
+        warning("num_batches_tracked went back from 1,000 to 44: the second does not continue the first"),
     ),
     "back to 1 with equal weights and other statistics: the files are the other way round": (
         paired(file(layer()), file(layer(**MOVED, num_batches_tracked=1))),
-        "num_batches_tracked went back from 1,000 to 1",
+        warning("num_batches_tracked went back from 1,000 to 1"),
     ),
     "a variance below the bound": (
         later(2, 0.8),
-        "running_var of all 4 channels is below what 2 updates with momentum 0.1 leave of it: ",
+        warning("running_var of all 4 channels is below what 2 updates with momentum 0.1 leave of it: "),
     ),
     "the largest momentum that is likely, where the file holds none": (
         paired(file(of_state_dict()), file(of_state_dict(running_var=[0.5, 1.5, 0.1, 1.0], num_batches_tracked=1001))),
-        "running_var of channel 2 of 4 is below what 1 update with momentum 0.1 (assumed) leave of it: 0.1 in channel "
-        "2, which had 2 and keeps at least 1.8",
+        warning(
+            "running_var of channel 2 of 4 is below what 1 update with momentum 0.1 (assumed) leave of it: 0.1 in "
+            "channel 2, which had 2 and keeps at least 1.8"
+        ),
     ),
-    "momentum 0 keeps everything": (later(5, 0.9, momentum=stored(0.0)), "5 updates with momentum 0 leave of it"),
-    "momentum None": (later(1000, 0.49, momentum=stored(None)), "1,000 updates with momentum None leave of it"),
+    "momentum 0 keeps everything": (
+        later(5, 0.9, momentum=stored(0.0)),
+        warning("5 updates with momentum 0 leave of it"),
+    ),
+    "momentum None": (
+        later(1000, 0.49, momentum=stored(None)),
+        warning("1,000 updates with momentum None leave of it"),
+    ),
 }
 
-
-@pytest.mark.parametrize("name", QUIET)
-def test_quiet(name: str) -> None:
-    assert said(RULE, QUIET[name]) == []
-
-
-@pytest.mark.parametrize("name", FIRES)
-def test_fires(name: str) -> None:
-    pair, message = FIRES[name]
-    assert said(RULE, pair) == [("warning", "bn")]
-    assert message in messages(RULE, pair)[0]
+test_quiet = quiet(RULE, QUIET)
+test_fires = fires(RULE, FIRES)
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.01, 0.2, None])

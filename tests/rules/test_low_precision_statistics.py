@@ -14,90 +14,80 @@ from bncheck.rules.low_precision_statistics import RULE, SPACING
 from bncheck.subjects.checkpoint import Checkpoint
 from bncheck.subjects.layer import BatchNormLayer, StatisticsUse, stored
 from tests.rules.layers import checkpoint, layer, of_state_dict
+from tests.rules.tables import Fires, Quiet, error, fires, note, quiet, said, warning
 
 TRAINING = {"optimizer_steps": 1000}
 
 
-def severities(*layers: BatchNormLayer, **facts: float | str) -> list[tuple[str, str]]:
-    """(severity, layer) of what is found in a file with these facts."""
-    assert RULE.checkpoint is not None
-    examined = replace(checkpoint(*layers), facts=facts)
-    return [
-        ((answer.severity or RULE.severity).value, answer.layer.name if answer.layer else "")  # type: ignore[union-attr]
-        for answer in RULE.checkpoint(examined)
-    ]
+def saved(*layers: BatchNormLayer, **facts: float | str) -> Checkpoint:
+    """A file with these facts about its training."""
+    return replace(checkpoint(*layers), facts=facts)
 
 
-QUIET: dict[str, tuple[BatchNormLayer, dict[str, float | str]]] = {
-    "float32": (layer(), TRAINING),
-    "float64": (layer(dtype="float64"), TRAINING),
-    "no statistics": (layer(running_var=None, running_mean=None, dtype="float16"), TRAINING),
-    "an unknown dtype": (layer(dtype=None), TRAINING),
+QUIET: Quiet = {
+    "float32": saved(layer(), **TRAINING),
+    "float64": saved(layer(dtype="float64"), **TRAINING),
+    "no statistics": saved(layer(running_var=None, running_mean=None, dtype="float16"), **TRAINING),
+    "an unknown dtype": saved(layer(dtype=None), **TRAINING),
 }
 
-FIRES: dict[str, tuple[BatchNormLayer, dict[str, float | str], tuple[str, str]]] = {
-    "released in float16": (of_state_dict(dtype="float16"), {}, ("note", "")),
-    "released in bfloat16": (of_state_dict(dtype="bfloat16"), {}, ("note", "")),
-    "Ultralytics writes epoch -1": (of_state_dict(dtype="bfloat16"), {"epoch": -1}, ("note", "")),
-    "an epoch in words": (of_state_dict(dtype="bfloat16"), {"epoch": "last"}, ("note", "")),
-    "trained in float16, 0.001 / 0.1 is little": (layer(dtype="float16"), TRAINING, ("note", "")),
+FIRES: Fires = {
+    "released in float16": (saved(of_state_dict(dtype="float16")), note(layer="")),
+    "released in float16, told once for all layers": (
+        saved(*(of_state_dict(f"bn{number}", dtype="float16") for number in range(3))),
+        note(message="the running statistics of 3 layers are stored in float16", layer=""),
+    ),
+    "released in bfloat16": (saved(of_state_dict(dtype="bfloat16")), note(layer="")),
+    "Ultralytics writes epoch -1": (saved(of_state_dict(dtype="bfloat16"), epoch=-1), note(layer="")),
+    "an epoch in words": (saved(of_state_dict(dtype="bfloat16"), epoch="last"), note(layer="")),
+    "trained in float16, 0.001 / 0.1 is little": (saved(layer(dtype="float16"), **TRAINING), note(layer="")),
     # The half-precision EMA of Ultralytics: momentum 0.03, counter 1 everywhere.
     "an average that was cast": (
-        layer(dtype="bfloat16", num_batches_tracked=1, momentum=stored(0.03)),
-        TRAINING,
-        ("note", ""),
+        saved(layer(dtype="bfloat16", num_batches_tracked=1, momentum=stored(0.03)), **TRAINING),
+        note(layer=""),
     ),
     "frozen layers are not updated": (
-        of_state_dict(dtype="bfloat16", use=StatisticsUse.FROZEN, num_batches_tracked=None),
-        TRAINING,
-        ("note", ""),
+        saved(of_state_dict(dtype="bfloat16", use=StatisticsUse.FROZEN, num_batches_tracked=None), **TRAINING),
+        note(layer=""),
     ),
-    "momentum 0 does not update either": (layer(dtype="bfloat16", momentum=stored(0.0)), TRAINING, ("note", "")),
-    "trained in bfloat16": (layer(dtype="bfloat16"), TRAINING, ("warning", "bn")),
-    "trained in bfloat16, momentum unknown": (of_state_dict(dtype="bfloat16"), {"epoch": 3}, ("warning", "bn")),
+    "momentum 0 does not update either": (
+        saved(layer(dtype="bfloat16", momentum=stored(0.0)), **TRAINING),
+        note(layer=""),
+    ),
+    "trained in bfloat16": (saved(layer(dtype="bfloat16"), **TRAINING), warning()),
+    "trained in bfloat16, momentum unknown": (saved(of_state_dict(dtype="bfloat16"), epoch=3), warning()),
     "trained in float16 with a small momentum": (
-        layer(dtype="float16", momentum=stored(0.01)),
-        {"meta.iter": 500},
-        ("warning", "bn"),
+        saved(layer(dtype="float16", momentum=stored(0.01)), **{"meta.iter": 500}),
+        warning(),
     ),
-    "a plain average over 1,000 batches": (layer(dtype="float16", momentum=stored(None)), TRAINING, ("warning", "bn")),
+    "a plain average over 1,000 batches": (saved(layer(dtype="float16", momentum=stored(None)), **TRAINING), warning()),
     "a plain average over 10 batches": (
-        layer(dtype="float16", momentum=stored(None), num_batches_tracked=10),
-        TRAINING,
-        ("note", ""),
+        saved(layer(dtype="float16", momentum=stored(None), num_batches_tracked=10), **TRAINING),
+        note(layer=""),
     ),
     "the counter was cast to infinity": (
-        layer(dtype="bfloat16", num_batches_tracked=float("inf")), TRAINING, ("warning", "bn"),
+        saved(layer(dtype="bfloat16", num_batches_tracked=float("inf")), **TRAINING),
+        warning(),
     ),
-    "8 bits": (layer(dtype="float8_e4m3fn"), TRAINING, ("warning", "bn")),
+    "8 bits": (saved(layer(dtype="float8_e4m3fn"), **TRAINING), warning()),
     "rounded to 0 with a tiny eps": (
-        layer(dtype="float16", running_var=[0, 1, 1, 1], eps=stored(1e-8)), {}, ("error", "bn"),
+        saved(layer(dtype="float16", running_var=[0, 1, 1, 1], eps=stored(1e-8))),
+        error(),
     ),
-    "rounded to 0 with the usual eps": (layer(dtype="float16", running_var=[0, 1, 1, 1]), {}, ("note", "")),
-    "rounded to 0, eps unknown": (of_state_dict(dtype="float16", running_var=[0, 1, 1, 1]), {}, ("note", "")),
+    "rounded to 0 with the usual eps": (saved(layer(dtype="float16", running_var=[0, 1, 1, 1])), note(layer="")),
+    "rounded to 0, eps unknown": (saved(of_state_dict(dtype="float16", running_var=[0, 1, 1, 1])), note(layer="")),
+    "rounded to 0, with a weight of another length": (
+        saved(replace(layer(dtype="float16", running_var=0, eps=stored(1e-8)), weight=np.ones(3, np.float32))),
+        note(layer=""),
+    ),
     "rounded to 0 where weight is 0": (
-        layer(dtype="float16", running_var=[0, 1, 1, 1], weight=[0, 1, 1, 1], eps=stored(1e-8)), {}, ("note", ""),
+        saved(layer(dtype="float16", running_var=[0, 1, 1, 1], weight=[0, 1, 1, 1], eps=stored(1e-8))),
+        note(layer=""),
     ),
-}  # fmt: skip
+}
 
-
-@pytest.mark.parametrize("name", QUIET)
-def test_quiet(name: str) -> None:
-    examined, facts = QUIET[name]
-    assert severities(examined, **facts) == []
-
-
-@pytest.mark.parametrize("name", FIRES)
-def test_fires(name: str) -> None:
-    examined, facts, expected = FIRES[name]
-    assert severities(examined, **facts) == [expected]
-
-
-def test_a_cast_is_told_once_for_all_layers() -> None:
-    layers = [of_state_dict(f"bn{number}", dtype="float16") for number in range(3)]
-    assert RULE.checkpoint is not None
-    [answer] = RULE.checkpoint(checkpoint(*layers))
-    assert answer.message == "the running statistics of 3 layers are stored in float16"  # type: ignore[union-attr]
+test_quiet = quiet(RULE, QUIET)
+test_fires = fires(RULE, FIRES)
 
 
 def test_an_overflow_is_told_by_one_rule() -> None:
@@ -144,7 +134,7 @@ def test_a_warning_is_a_mean_that_torch_does_not_reach(dtype: str, momentum: flo
         dtype=dtype,
         num_batches_tracked=updates,
     )
-    assert stalls == (("warning", "bn") in severities(examined, **TRAINING))
+    assert stalls == (("warning", "bn") in said(RULE, saved(examined, **TRAINING)))
     if stalls:
         assert short <= SPACING[dtype] / momentum
 
@@ -156,9 +146,4 @@ def test_the_zeros_of_a_half_precision_mobilenet_are_no_error(
     state = torch.load(path, weights_only=True)
     halved = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
     torch.save(halved, tmp_path / "half.pt")
-    assert severities(*read(tmp_path / "half.pt").layers) == [("note", "")]
-
-
-def test_buffers_of_different_lengths_are_not_compared() -> None:
-    odd = replace(layer(dtype="float16", running_var=0, eps=stored(1e-8)), weight=np.ones(3, np.float32))
-    assert severities(odd) == [("note", "")]
+    assert said(RULE, read(tmp_path / "half.pt").layers) == [("note", "")]

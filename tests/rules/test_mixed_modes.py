@@ -1,26 +1,25 @@
 """Some layers train, others do not."""
 
-from collections.abc import Sequence
-
-import pytest
 import torch
 from torch import nn
 
 from bncheck.evaluation.models.live import live_group
-from bncheck.findings.rule import CannotTell, Evidence
+from bncheck.findings.rule import CannotTell
 from bncheck.judgement.diagnosis import diagnose
 from bncheck.pairing.names import blocks
 from bncheck.rules.mixed_modes import RULE
 from bncheck.rules.saved_in_train_mode import RULE as SAVED_IN_TRAIN_MODE
 from bncheck.subjects.checkpoint import Checkpoint, Group
-from bncheck.subjects.layer import UNKNOWN, BatchNormLayer, StatisticsUse, stored
-from tests.rules.layers import answers, layer, of_state_dict, said
+from bncheck.subjects.layer import UNKNOWN, StatisticsUse, stored
+from tests.rules.layers import layer, of_state_dict
+from tests.rules.tables import Fires, Quiet, Undecided, fires, quiet, said, undecided, warning
 
 TRAIN = {"training": stored(True)}
 BOTH = (SAVED_IN_TRAIN_MODE, RULE)
 NONE = {"running_mean": None, "running_var": None}
+NO_MODE = CannotTell("the file does not hold the mode", group="")
 
-QUIET: dict[str, tuple[BatchNormLayer, ...]] = {
+QUIET: Quiet = {
     "all in eval mode": (layer("a"), layer("b")),
     "all in train mode has a rule of its own": (layer("a", **TRAIN), layer("b", **TRAIN)),
     "a layer without statistics ignores the mode": (layer("a"), layer("b", **TRAIN, **NONE)),
@@ -28,60 +27,46 @@ QUIET: dict[str, tuple[BatchNormLayer, ...]] = {
     "in a graph, saved-in-train-mode speaks": (layer("a", baked=True), layer("b", baked=True, **TRAIN)),
     "one layer of a state_dict": (of_state_dict("a"),),
     "no layer": (),
+    "a model in train mode beside its averaged copy in eval mode": Checkpoint(
+        "model.pt",
+        "torch.save",
+        (Group("model", "module", {}, (layer("a", **TRAIN),)), Group("ema", "module", {}, (layer("a"),))),
+    ),
 }
 
-FIRES: dict[str, tuple[tuple[BatchNormLayer, ...], list[str], str]] = {
+FIRES: Fires = {
     "a frozen stem": (
         (layer("stem.bn"), layer("block.bn1", **TRAIN), layer("block.bn2", **TRAIN)),
-        ["block.bn1", "block.bn2"],
-        "train mode: block (2 layers); eval mode: stem (1 layer)",
+        [
+            warning(message="train mode: block (2 layers); eval mode: stem (1 layer)", layer="block.bn1"),
+            warning(layer="block.bn2"),
+        ],
     ),
     "eval() did not reach a layer": (
         (layer("net.a.bn1"), layer("net.a.bn2", **TRAIN), layer("net.b.bn")),
-        ["net.a.bn2"],
-        "train mode: net.a.bn2 (1 layer); eval mode: net.a.bn1 (1 layer), net.b (1 layer)",
+        warning(
+            message="train mode: net.a.bn2 (1 layer); eval mode: net.a.bn1 (1 layer), net.b (1 layer)",
+            layer="net.a.bn2",
+        ),
     ),
     "a layer whose tracking was switched off still asks for its mode": (
         (layer("a"), layer("b", track_running_stats=stored(False), **TRAIN)),
-        ["b"],
-        "train mode: b (1 layer); eval mode: a (1 layer)",
+        warning(message="train mode: b (1 layer); eval mode: a (1 layer)", layer="b"),
     ),
     "the known layers are mixed": (
         (layer("a"), layer("b", **TRAIN), layer("c", training=UNKNOWN)),
-        ["b"],
-        "train mode: b (1 layer); eval mode: a (1 layer)",
+        warning(message="train mode: b (1 layer); eval mode: a (1 layer)", layer="b"),
     ),
 }
 
+UNDECIDED: Undecided = {
+    "a state_dict": ((of_state_dict("a"), of_state_dict("b")), NO_MODE),
+    "the odd one may be the unknown one": ((layer("a"), layer("b"), layer("c", training=UNKNOWN)), NO_MODE),
+}
 
-@pytest.mark.parametrize("name", QUIET)
-def test_quiet(name: str) -> None:
-    assert answers(RULE, *QUIET[name]) == []
-
-
-@pytest.mark.parametrize("name", FIRES)
-def test_fires(name: str) -> None:
-    layers, in_train_mode, message = FIRES[name]
-    assert said(RULE, *layers) == [("warning", one) for one in in_train_mode]
-    evidence = answers(RULE, *layers)[0]
-    assert isinstance(evidence, Evidence)
-    assert message == evidence.message
-
-
-@pytest.mark.parametrize(
-    "layers",
-    [(of_state_dict("a"), of_state_dict("b")), (layer("a"), layer("b"), layer("c", training=UNKNOWN))],
-    ids=["a state_dict", "the odd one may be the unknown one"],
-)
-def test_undecided(layers: Sequence[BatchNormLayer]) -> None:
-    assert answers(RULE, *layers) == [CannotTell("the file does not hold the mode", group="")]
-
-
-def test_each_group_is_judged_by_itself() -> None:
-    """A model in train mode beside its averaged copy in eval mode."""
-    groups = (Group("model", "module", {}, (layer("a", **TRAIN),)), Group("ema", "module", {}, (layer("a"),)))
-    assert RULE.checkpoint is not None
-    assert list(RULE.checkpoint(Checkpoint("model.pt", "torch.save", groups))) == []
+test_quiet = quiet(RULE, QUIET)
+test_fires = fires(RULE, FIRES)
+test_undecided = undecided(RULE, UNDECIDED)
 
 
 def test_blocks_are_the_shortest_names_that_tell_the_layers_apart() -> None:
@@ -112,10 +97,10 @@ def test_a_graph_of_mixed_modes_keeps_its_error() -> None:
 def test_the_layers_in_train_mode_are_those_that_torch_rewrites() -> None:
     made = network()
     made[1].train()
-    found = [answer.layer.name for answer in answers(RULE, *live_group(made).layers) if answer.layer]
+    in_train_mode = [name for _, name in said(RULE, live_group(made).layers)]
     before = {name: buffer.clone() for name, buffer in made.named_buffers()}
     made(torch.randn(4, 3, 5, 5))
     changed = {name for name, buffer in made.named_buffers() if not torch.equal(before[name], buffer)}
     assert changed == {
-        f"{name}.{part}" for name in found for part in ("running_mean", "running_var", "num_batches_tracked")
+        f"{name}.{part}" for name in in_train_mode for part in ("running_mean", "running_var", "num_batches_tracked")
     }

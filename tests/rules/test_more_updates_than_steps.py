@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from bncheck.findings.rule import Evidence
 from bncheck.rules.more_updates_than_steps import RULE
 from bncheck.subjects.checkpoint import Checkpoint, Group
 from bncheck.subjects.layer import StatisticsUse
 from tests.rules.layers import layer
+from tests.rules.tables import Fires, Quiet, fires, found, quiet, warning
 
 
 def saved(steps: float | str | None, *groups: dict[str, float | None]) -> Checkpoint:
@@ -30,7 +30,7 @@ def saved(steps: float | str | None, *groups: dict[str, float | None]) -> Checkp
     return Checkpoint("model.pt", "torch.save", made, facts={} if steps is None else {"optimizer_steps": steps})
 
 
-QUIET: dict[str, Checkpoint] = {
+QUIET: Quiet = {
     "one update a step": saved(1000, {"a": 1000, "b": 1000}),
     "no optimizer in the file": saved(None, {"a": 1000}),
     "an optimizer that made no step": saved(0, {"a": 1000}),
@@ -50,60 +50,57 @@ QUIET: dict[str, Checkpoint] = {
     "a generator and its critic": saved(1000, {"g": 1200}, {"d": 2200}),
     "two steps are too few to tell": saved(2, {"a": 4}),
     "counters that are no counts": saved(5, {"a": float("inf"), "b": float("nan"), "c": None, "d": -8}),
+    "frozen layers count nothing": Checkpoint(
+        "model.pt",
+        "torch.save",
+        (Group("", "module", {}, (layer("a", num_batches_tracked=8, use=StatisticsUse.FROZEN),)),),
+        facts={"optimizer_steps": 5},
+    ),
     "no layers": saved(5, {}),
     "no groups": saved(5),
 }
 
-FIRES: dict[str, tuple[Checkpoint, str, str]] = {
+FIRES: Fires = {
     "three forward passes beside five steps": (
         saved(5, {"a": 8, "b": 8}),
-        "group0",
-        "num_batches_tracked is 8 and the optimizer made 5 steps: 3 forward passes (37.5% of all) moved the statistics "
-        "without training",
+        warning(
+            message="num_batches_tracked is 8 and the optimizer made 5 steps: 3 forward passes (37.5% of all) moved "
+            "the statistics without training",
+            layer="",
+            group="group0",
+        ),
     ),
     "validation beside batches that are added up by two": (
         saved(1000, {"a": 2400}),
-        "group0",
-        "num_batches_tracked is 2,400 and the optimizer made 1,000 steps of 2 forward passes each: 400 forward passes "
-        "(16.7% of all) moved the statistics without training",
+        warning(
+            message="num_batches_tracked is 2,400 and the optimizer made 1,000 steps of 2 forward passes each: 400 "
+            "forward passes (16.7% of all) moved the statistics without training",
+            layer="",
+            group="group0",
+        ),
     ),
     "with a frozen part, a shared head and averaged weights": (
         saved(1000, {"a": 1, "b": 1, "head": 1}, {"a": 300, "b": 1200, "head": 6000}),
-        "group1",
-        "num_batches_tracked is 1,200 and the optimizer made 1,000 steps: 200 forward passes (16.7% of all) moved the "
-        "statistics without training",
+        warning(
+            message="num_batches_tracked is 1,200 and the optimizer made 1,000 steps: 200 forward passes (16.7% of "
+            "all) moved the statistics without training",
+            layer="",
+            group="group1",
+        ),
     ),
     "just above what is tolerated": (
         saved(2000, {"a": 2021}),
-        "group0",
-        "num_batches_tracked is 2,021 and the optimizer made 2,000 steps: 21 forward passes (1.0% of all) moved the "
-        "statistics without training",
+        warning(
+            message="num_batches_tracked is 2,021 and the optimizer made 2,000 steps: 21 forward passes (1.0% of all) "
+            "moved the statistics without training",
+            layer="",
+            group="group0",
+        ),
     ),
 }
 
-
-def answers(checkpoint: Checkpoint) -> Iterator[Evidence]:
-    assert RULE.checkpoint
-    for answer in RULE.checkpoint(checkpoint):
-        assert isinstance(answer, Evidence)
-        yield answer
-
-
-@pytest.mark.parametrize("name", QUIET)
-def test_quiet(name: str) -> None:
-    assert list(answers(QUIET[name])) == []
-
-
-@pytest.mark.parametrize("name", FIRES)
-def test_fires(name: str) -> None:
-    checkpoint, group, message = FIRES[name]
-    assert [(group, message)] == [(one.group, one.message) for one in answers(checkpoint)]
-
-
-def test_frozen_layers_count_nothing() -> None:
-    frozen = layer("a", num_batches_tracked=8, use=StatisticsUse.FROZEN)
-    checkpoint = Checkpoint("", "", (Group("", "module", {}, (frozen,)),), facts={"optimizer_steps": 5})
-    assert list(answers(checkpoint)) == []
+test_quiet = quiet(RULE, QUIET)
+test_fires = fires(RULE, FIRES)
 
 
 @pytest.mark.parametrize("validates_in_train_mode", [False, True], ids=["eval mode", "train mode"])
@@ -122,6 +119,6 @@ def test_a_real_loop_that_validates(
             network(torch.randn(4, 1, 8, 8))
     path = tmp_path / "last.pt"
     torch.save({"model": network.state_dict(), "optimizer": optimizer.state_dict()}, path)
-    found = [one.measured for one in answers(read(path))]
+    measured = [evidence.measured for evidence in found(RULE, read(path))]
     expected = {"updates": 8, "optimizer_steps": 5, "forwards_per_step": 1, "extra": 3}
-    assert ([expected] if validates_in_train_mode else []) == found
+    assert ([expected] if validates_in_train_mode else []) == measured

@@ -3,38 +3,32 @@
 import pytest
 
 from bncheck.rules.negative_variance import RULE
-from bncheck.subjects.layer import BatchNormLayer, stored
-from tests.rules.layers import answers, layer, of_state_dict, said
+from bncheck.subjects.layer import stored
+from tests.rules.layers import layer, of_state_dict
+from tests.rules.tables import Fires, Quiet, error, fires, quiet, said, warning
 
-QUIET = {
+QUIET: Quiet = {
     "a trained layer": layer(),
     "variances of exactly 0, as good released models have them": of_state_dict(running_var=[0, 0, 1, 1]),
     "NaN has a rule of its own": layer(running_var=[float("nan"), 1, 1, 1]),
     "no statistics": layer(running_var=None),
 }
 
-FIRES: dict[str, tuple[BatchNormLayer, str]] = {
-    "below -eps the output is NaN": (layer(running_var=[-2e-5, 1, 1, 1]), "error"),
+FIRES: Fires = {
+    "below -eps the output is NaN": (layer(running_var=[-2e-5, 1, 1, 1]), error()),
+    # 1e-3 as float32 has it.
     "exactly -eps divides by zero": (
         layer(running_var=[-1e-3, 1, 1, 1], eps=stored(float.fromhex("0x1.0624de0000000p-10"))),
-        "error",
+        error(),
     ),
-    "between -eps and 0 the scale explodes": (layer(running_var=[-0.99e-5, 1, 1, 1]), "warning"),
-    "a larger eps makes it harmless to the root": (layer(running_var=[-2e-5, 1, 1, 1], eps=stored(1e-3)), "warning"),
-    "eps unknown, near 0": (of_state_dict(running_var=[-9.9999e-06, 1, 1, 1]), "warning"),
-    "eps unknown, below any usual eps": (of_state_dict(running_var=[-0.01, 1, 1, 1]), "error"),
+    "between -eps and 0 the scale explodes": (layer(running_var=[-0.99e-5, 1, 1, 1]), warning()),
+    "a larger eps makes it harmless to the root": (layer(running_var=[-2e-5, 1, 1, 1], eps=stored(1e-3)), warning()),
+    "eps unknown, near 0": (of_state_dict(running_var=[-9.9999e-06, 1, 1, 1]), warning()),
+    "eps unknown, below any usual eps": (of_state_dict(running_var=[-0.01, 1, 1, 1]), error()),
 }
 
-
-@pytest.mark.parametrize("name", QUIET)
-def test_quiet(name: str) -> None:
-    assert answers(RULE, QUIET[name]) == []
-
-
-@pytest.mark.parametrize("name", FIRES)
-def test_fires(name: str) -> None:
-    examined, severity = FIRES[name]
-    assert said(RULE, examined) == [(severity, "bn")]
+test_quiet = quiet(RULE, QUIET)
+test_fires = fires(RULE, FIRES)
 
 
 @pytest.mark.parametrize(("variance", "eps"), [(-2e-5, 1e-5), (-0.99e-5, 1e-5), (-2e-5, 1e-3), (-1e-3, 1e-3)])

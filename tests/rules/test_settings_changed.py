@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 
 import bncheck
-from bncheck.findings.rule import CannotTell
 from bncheck.rules.settings_changed import RULE
 from bncheck.subjects.layer import UNKNOWN, StatisticsUse, stored
-from bncheck.subjects.pair import CheckpointPair
 from tests.rules.layers import layer, of_state_dict
-from tests.rules.pairs import MOVED, TRAINED, answers, file, messages, paired, reasons, said
+from tests.rules.pairs import MOVED, TRAINED, file, paired
+from tests.rules.tables import Fires, Quiet, Undecided, error, fires, note, quiet, undecided, warning
 
 HALF = {
     "dtype": "float16",
@@ -24,7 +23,7 @@ HALF = {
     "running_mean": np.float16([0.1, -0.2, 0.3, 0.0]),
 }
 
-QUIET: dict[str, CheckpointPair] = {
+QUIET: Quiet = {
     "the same settings": paired(file(layer()), file(layer())),
     "eps that a graph holds in single precision": paired(
         file(layer()), file(layer(eps=stored(float(np.float32(1e-5)))))
@@ -41,93 +40,75 @@ QUIET: dict[str, CheckpointPair] = {
     "variances that vanish far below eps": paired(
         file(layer(running_var=[1e-9, 1.5, 2.0, 1.0])), file(layer(running_var=[0, 1.5, 2.0, 1.0], **HALF))
     ),
+    "frozen layers of a state_dict": paired(
+        file(of_state_dict(use=StatisticsUse.FROZEN)), file(of_state_dict(use=StatisticsUse.FROZEN))
+    ),
     "training in another dtype": paired(
         file(layer()), file(layer(**{**TRAINED, **MOVED}, dtype="bfloat16", num_batches_tracked=1100))
     ),
 }
 
-FIRES: dict[str, tuple[CheckpointPair, list[tuple[str, str]], str]] = {
+FIRES: Fires = {
     "eps of another order, large variances": (
         paired(file(layer(eps=stored(1e-3))), file(layer())),
-        [("warning", "bn")],
-        "eps was 0.001 and is 1e-05, which changes the scale of a channel by up to 0.10%",
+        warning("eps was 0.001 and is 1e-05, which changes the scale of a channel by up to 0.10%"),
     ),
     "eps of another order, a small variance": (
         paired(file(layer(eps=stored(1e-3), running_var=[1e-3, 1, 1, 1])), file(layer(running_var=[1e-3, 1, 1, 1]))),
-        [("error", "bn")],
-        "eps was 0.001 and is 1e-05, which changes the scale of a channel by up to 40.72%",
+        error("eps was 0.001 and is 1e-05, which changes the scale of a channel by up to 40.72%"),
     ),
     "eps after more training": (
         paired(file(layer(eps=stored(1e-3))), file(layer(**MOVED, **TRAINED, num_batches_tracked=1100))),
-        [("warning", "bn")],
-        "by up to 0.10%",
+        warning("by up to 0.10%"),
     ),
     "eps of frozen layers": (
         paired(
             file(layer(use=StatisticsUse.FROZEN, momentum=UNKNOWN)),
             file(layer(use=StatisticsUse.FROZEN, momentum=UNKNOWN, eps=stored(0.0))),
         ),
-        [("warning", "bn")],
-        "eps was 1e-05 and is 0",
+        warning("eps was 1e-05 and is 0"),
     ),
     "momentum back to the default": (
         paired(file(layer(momentum=stored(0.03))), file(layer())),
-        [("warning", "bn")],
-        "momentum was 0.03 and is 0.1, the default of PyTorch",
+        warning("momentum was 0.03 and is 0.1, the default of PyTorch"),
     ),
     "momentum by a schedule": (
         paired(file(layer()), file(layer(momentum=stored(0.05)))),
-        [("note", "bn")],
-        "momentum was 0.1 and is 0.05",
+        note("momentum was 0.1 and is 0.05"),
     ),
     "momentum None is a value": (
         paired(file(layer(momentum=stored(None))), file(layer())),
-        [("warning", "bn")],
-        "momentum was None and is 0.1, the default of PyTorch",
+        warning("momentum was None and is 0.1, the default of PyTorch"),
     ),
     "a variance that overflows": (
         paired(file(layer(running_var=[7e4, 1.5, 2, 1])), file(layer(running_var=[np.inf, 1.5, 2, 1], **HALF))),
-        [("error", "bn")],
-        "the statistics were float32 and are float16, in which some are NaN or infinite",
+        error("the statistics were float32 and are float16, in which some are NaN or infinite"),
     ),
     "a variance that vanishes beside a small eps": (
         paired(
             file(layer(eps=stored(1e-9), running_var=[1e-8, 1.5, 2, 1])),
             file(layer(eps=stored(1e-9), running_var=[0, 1.5, 2, 1], **HALF)),
         ),
-        [("error", "bn")],
-        "in which some are so small that a channel is scaled by 231.66% more",
+        error("in which some are so small that a channel is scaled by 231.66% more"),
     ),
 }
 
+UNDECIDED: Undecided = {
+    "a state_dict holds neither": (
+        paired(file(layer()), file(of_state_dict())),
+        ["the file does not hold eps", "the file does not hold momentum"],
+    ),
+}
 
-@pytest.mark.parametrize("name", QUIET)
-def test_quiet(name: str) -> None:
-    assert answers(RULE, QUIET[name]) == []
-
-
-@pytest.mark.parametrize("name", FIRES)
-def test_fires(name: str) -> None:
-    pair, expected, message = FIRES[name]
-    assert expected == said(RULE, pair)
-    assert message in messages(RULE, pair)[0]
-
-
-def test_a_state_dict_holds_neither() -> None:
-    pair = paired(file(layer()), file(of_state_dict()))
-    assert reasons(RULE, pair) == ["the file does not hold eps", "the file does not hold momentum"]
-    frozen = of_state_dict(use=StatisticsUse.FROZEN)
-    assert not [
-        answer for answer in answers(RULE, paired(file(frozen), file(frozen))) if isinstance(answer, CannotTell)
-    ]
+test_quiet = quiet(RULE, QUIET)
+test_fires = fires(RULE, FIRES)
+test_undecided = undecided(RULE, UNDECIDED)
 
 
 def test_a_cast_to_half_precision_as_torch_does_it() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
     with torch.no_grad():
         network[1].running_var.copy_(torch.tensor([1e5, 1.0]))
-    import copy
-
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         report = bncheck.diff(network, copy.deepcopy(network).half())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 import bncheck
 from bncheck.checkpoints import read_checkpoint
 from bncheck.checkpoints.sources.local import FileSource
-from bncheck.findings.rule import Evidence, Severity
+from bncheck.findings.rule import Severity
 from bncheck.judgement.diagnosis import diagnose, diagnose_pair
 from bncheck.pairing.averages import compare, parameter_change
 from bncheck.pairing.groups import pair_of
@@ -27,6 +27,7 @@ from bncheck.subjects.checkpoint import Checkpoint, Group, Tensor
 from bncheck.subjects.layer import BatchNormLayer, StatisticsUse
 from bncheck.subjects.pair import CheckpointPair
 from tests.rules.layers import fresh, layer
+from tests.rules.tables import Fires, Quiet, error, fires, quiet, said, warning
 
 
 def group(name: str, *layers: BatchNormLayer, **tensors: Any) -> Group:
@@ -47,7 +48,7 @@ OWN = {"running_mean": [0.2, -0.1, 0.3, 0.1], "running_var": [0.6, 1.4, 2.1, 1.0
 HALF = {"running_mean": np.float16([0.1, -0.2, 0.3, 0.0]), "running_var": np.float16([0.5, 1.5, 2.0, 1.0])}
 MODEL = group("model", layer("a"), layer("b"))
 
-QUIET: dict[str, Checkpoint] = {
+QUIET: Quiet = {
     "one set of weights": file(MODEL),
     "an average with buffers of its own": file(
         MODEL, group("ema", layer("a", **MOVED, **OWN), layer("b", **MOVED, **OWN))
@@ -93,42 +94,60 @@ QUIET: dict[str, Checkpoint] = {
 
 COPIED = "statistics are equal to theirs, in every bit: they were copied, and belong to other weights"
 
-FIRES: dict[str, tuple[Checkpoint, list[tuple[str, str | None, str | None]], str]] = {
+FIRES: Fires = {
     "copied buffers": (
         file(MODEL, group("ema", layer("a", **MOVED), layer("b", **MOVED))),
-        [("warning", None, "ema")],
-        f"the parameters of ema differ by 12.13% from those of model, but in 2 layers the {COPIED}",
+        warning(
+            message=f"the parameters of ema differ by 12.13% from those of model, but in 2 layers the {COPIED}",
+            layer="",
+            group="ema",
+        ),
     ),
     "copied to half precision": (
         file(MODEL, group("ema", *(layer(n, dtype="float16", **HALF, **MOVED) for n in "ab"))),
-        [("warning", None, "ema")],
-        f"the parameters of ema differ by 12.11% from those of model, but in 2 layers the {COPIED}",
+        warning(
+            message=f"the parameters of ema differ by 12.11% from those of model, but in 2 layers the {COPIED}",
+            layer="",
+            group="ema",
+        ),
     ),
     "layers without parameters: the convolutions tell": (
         file(
             group("net", layer("a", weight=None, bias=None), conv__weight=np.ones((2, 2))),
             group("net_ema", layer("a", weight=None, bias=None), conv__weight=np.full((2, 2), 1.01)),
         ),
-        [("warning", None, "net_ema")],
-        f"the parameters of net_ema differ by 1.00% from those of net, but in 1 layer the {COPIED}",
+        warning(
+            message=f"the parameters of net_ema differ by 1.00% from those of net, but in 1 layer the {COPIED}",
+            layer="",
+            group="net_ema",
+        ),
     ),
     "AveragedModel, by its count": (
         file(MODEL, group("second", layer("a", **MOVED), layer("b", **MOVED), n_averaged=3)),
-        [("warning", None, "second")],
-        f"the parameters of second differ by 12.13% from those of model, but in 2 layers the {COPIED}",
+        warning(
+            message=f"the parameters of second differ by 12.13% from those of model, but in 2 layers the {COPIED}",
+            layer="",
+            group="second",
+        ),
     ),
     "below a prefix": (
         file(MODEL, group("swa", layer("net.a", **MOVED), layer("net.b", **MOVED))),
-        [("warning", None, "swa")],
-        f"the parameters of swa differ by 12.13% from those of model, but in 2 layers the {COPIED}",
+        warning(
+            message=f"the parameters of swa differ by 12.13% from those of model, but in 2 layers the {COPIED}",
+            layer="",
+            group="swa",
+        ),
     ),
     "with a frozen part": (
         file(
             group("model", layer("a", num_batches_tracked=0), layer("b")),
             group("ema", layer("a", num_batches_tracked=0), layer("b", **MOVED)),
         ),
-        [("warning", None, "ema")],
-        f"the parameters of ema differ by 8.57% from those of model, but in 1 layer the {COPIED}",
+        warning(
+            message=f"the parameters of ema differ by 8.57% from those of model, but in 1 layer the {COPIED}",
+            layer="",
+            group="ema",
+        ),
     ),
     "as modules of one state_dict, as Lightning saves them": (
         file(
@@ -138,74 +157,81 @@ FIRES: dict[str, tuple[Checkpoint, list[tuple[str, str | None, str | None]], str
                 *(layer(f"ema_model.module.{n}", **MOVED) for n in ("x.a", "y.b")),
             )
         ),
-        [("warning", None, "state_dict")],
-        "the parameters of state_dict.ema_model differ by 12.13% from those of state_dict, but in 2 layers the "
-        f"{COPIED}",
+        warning(
+            message="the parameters of state_dict.ema_model differ by 12.13% from those of state_dict, but in 2 layers "
+            "the "
+            f"{COPIED}",
+            layer="",
+            group="state_dict",
+        ),
     ),
     "two sets whose names say nothing": (
         file(MODEL, group("model2", layer("a", **MOVED), layer("b", **MOVED))),
-        [("warning", None, "model2")],
-        "the parameters of model2 differ by 12.13% from those of model, but in 2 layers the statistics are equal, in "
-        "every bit: they cannot belong to both",
+        warning(
+            message="the parameters of model2 differ by 12.13% from those of model, but in 2 layers the statistics are "
+            "equal, in every bit: they cannot belong to both",
+            layer="",
+            group="model2",
+        ),
     ),
     "an average of parameters only": (
         file(MODEL, group("ema", fresh("a", **MOVED), fresh("b", **MOVED))),
-        [("error", "a", "ema"), ("error", "b", "ema")],
-        "running_mean is 0 and running_var is 1 in every channel, while model has statistics: the average never took "
-        "them over",
+        [
+            error(
+                message="running_mean is 0 and running_var is 1 in every channel, while model has statistics: the "
+                "average never took them over",
+                layer="a",
+                group="ema",
+            ),
+            error(layer="b", group="ema"),
+        ],
     ),
     "an average that was made and forgotten": (
         file(MODEL, group("ema", fresh("a"), fresh("b"))),
-        [("error", "a", "ema"), ("error", "b", "ema")],
-        "running_mean is 0 and running_var is 1 in every channel, while model has statistics: the average never took "
-        "them over",
+        [
+            error(
+                message="running_mean is 0 and running_var is 1 in every channel, while model has statistics: the "
+                "average never took them over",
+                layer="a",
+                group="ema",
+            ),
+            error(layer="b", group="ema"),
+        ],
     ),
     "in the first group, under another name": (
         file(group("g", fresh("a", **MOVED), fresh("b", **MOVED)), group("h", layer("a"), layer("b"))),
-        [("error", "a", "g"), ("error", "b", "g")],
-        "running_mean is 0 and running_var is 1 in every channel, while h has statistics: the average never took them "
-        "over",
+        [
+            error(
+                message="running_mean is 0 and running_var is 1 in every channel, while h has statistics: the average "
+                "never took them over",
+                layer="a",
+                group="g",
+            ),
+            error(layer="b", group="g"),
+        ],
     ),
 }
 
-
-def answers(checkpoint: Checkpoint) -> Iterator[Evidence]:
-    assert RULE.checkpoint
-    for answer in RULE.checkpoint(checkpoint):
-        assert isinstance(answer, Evidence)
-        yield answer
-
-
-@pytest.mark.parametrize("name", QUIET)
-def test_quiet(name: str) -> None:
-    assert list(answers(QUIET[name])) == []
-
-
-@pytest.mark.parametrize("name", FIRES)
-def test_fires(name: str) -> None:
-    checkpoint, expected, message = FIRES[name]
-    found = list(answers(checkpoint))
-    where = [
-        ((e.severity or RULE.severity).value, e.layer and e.layer.name, e.layer.group if e.layer else e.group)
-        for e in found
-    ]
-    assert expected == where
-    assert message == found[0].message
+test_quiet = quiet(RULE, QUIET)
+test_fires = fires(RULE, FIRES)
 
 
 def test_that_an_average_has_initial_statistics_is_told_once() -> None:
-    found = diagnose(FIRES["an average of parameters only"][0], Severity.ERROR, RULES).findings
-    told = [finding.rule for finding in found if finding.severity is Severity.ERROR]
-    assert told == ["stale-averaged-statistics"] * 2
+    examined, _ = FIRES["an average of parameters only"]
+    assert isinstance(examined, Checkpoint)
+    report = diagnose(examined, Severity.ERROR, RULES)
+    errors = [finding.rule for finding in report.findings if finding.severity is Severity.ERROR]
+    assert errors == ["stale-averaged-statistics"] * 2
 
 
 def test_a_comparison_sorts_the_layers() -> None:
     names = ("copied", "initial", "different", "both_initial")
     raw = group("model", *(layer(name) for name in names[:3]), fresh(names[3]))
     averaged = group("ema", layer("copied"), fresh("initial"), layer("different", **OWN), fresh(names[3]))
-    found = compare(raw, averaged)
-    assert found is not None
-    sorted_names = [[pair.second.name for pair in pairs] for pairs in (found.copied, found.initial, found.different)]
+    compared = compare(raw, averaged)
+    assert compared is not None
+    kinds = (compared.copied, compared.initial, compared.different)
+    sorted_names = [[pair.second.name for pair in pairs] for pairs in kinds]
     assert sorted_names == [["copied"], ["initial"], ["different"]]
     assert compare(raw, group("ema", layer("other"))) is None
 
@@ -268,7 +294,7 @@ def told(tmp_path: Path) -> Callable[[dict[str, Any]], list[str]]:
         saved.pop("averaged", None)
         torch.save(saved, tmp_path / "last.pt")
         with FileSource(tmp_path / "last.pt") as source:  # the rule reads convolutions when it needs them
-            return [(answer.severity or RULE.severity).value for answer in answers(read_checkpoint(source))]
+            return [severity for severity, _ in said(RULE, read_checkpoint(source))]
 
     return tell
 
@@ -317,12 +343,6 @@ def sources(first: str, second: str, **fields: Any) -> CheckpointPair:
     return pair_of(before, after)
 
 
-def said_of_pair(pair: CheckpointPair) -> list[tuple[str, str | None]]:
-    assert RULE.pair is not None
-    found = [answer for answer in RULE.pair(pair) if isinstance(answer, Evidence)]
-    return [((one.severity or RULE.severity).value, one.layer.name if one.layer else None) for one in found]
-
-
 @pytest.mark.parametrize(
     ("first", "second"),
     [
@@ -334,10 +354,10 @@ def said_of_pair(pair: CheckpointPair) -> list[tuple[str, str | None]]:
     ],
 )
 def test_of_two_files_the_name_tells_which_holds_the_average(first: str, second: str) -> None:
-    assert said_of_pair(sources(first, second)) == [("warning", None)]
+    assert said(RULE, sources(first, second)) == [("warning", "")]
     new = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
     expected = [("error", "a"), ("error", "b")] if first != "ema.pt" else []
-    assert expected == said_of_pair(sources(first, second, **new))
+    assert expected == said(RULE, sources(first, second, **new))
 
 
 @pytest.mark.parametrize(
@@ -351,7 +371,7 @@ def test_of_two_files_the_name_tells_which_holds_the_average(first: str, second:
     ],
 )
 def test_two_files_that_are_no_average_and_its_source_are_quiet(first: str, second: str, fields: Any) -> None:
-    assert said_of_pair(sources(first, second, **fields)) == []
+    assert said(RULE, sources(first, second, **fields)) == []
 
 
 def test_an_average_without_statistics_is_told_once() -> None:

@@ -8,9 +8,11 @@ import pytest
 from bncheck.rules.statistics_do_not_fit_data import RULE
 from bncheck.subjects.evaluation import Agreement, EvaluatedLayer, Evaluation
 from bncheck.subjects.layer import stored
-from tests.rules.evaluations import answers, evaluated, evaluation, fitted, left_open, message, said
+from tests.rules.evaluations import evaluated, evaluation, fitted
+from tests.rules.tables import Fires, Quiet, Undecided, asked, error, fires, quiet, the_one, undecided, warning
 
 NAN = float("nan")
+TOO_FEW = "20 samples in 1 batch are too few to say that the statistics fit (64 in 4 are enough)"
 
 
 def agreement(changed: float | None) -> Agreement:
@@ -21,7 +23,12 @@ def few_samples(mean: float) -> Evaluation:
     return evaluation(fitted(mean=mean, samples=20), samples=20, batches=1)
 
 
-QUIET: dict[str, Evaluation] = {
+def trained(name: str, mean: float = 0.0) -> EvaluatedLayer:
+    """A layer whose statistics are not those of a new one."""
+    return fitted(name, mean, 2.0, running_var=2.0)
+
+
+QUIET: Quiet = {
     "sound": evaluation(fitted("a", 0.01), fitted("b", 0.02)),
     "sound, high learning rate: the last layer lags": evaluation(
         fitted("a", 0.002), fitted("b", 0.223), fit=agreement(0.046)
@@ -45,114 +52,93 @@ QUIET: dict[str, Evaluation] = {
     "no BatchNorm layer": evaluation(),
 }
 
-FIRES: dict[str, tuple[Evaluation, list[tuple[str, str]]]] = {
+FIRES: Fires = {
     "no mean/std step: 0.37 at the first layer of a MobileNetV2": (
         evaluation(fitted("a", 0.37, 0.04), fitted("b")),
-        [("warning", "a")],
+        warning(layer="a"),
     ),
-    "pixels from 0 to 255": (evaluation(fitted("a", 85, 2666), fitted("b", 3)), [("warning", "a"), ("warning", "b")]),
-    "the variance alone": (evaluation(fitted(variance=0.5)), [("warning", "bn")]),
+    "pixels from 0 to 255": (
+        evaluation(fitted("a", 85, 2666), fitted("b", 3)),
+        [warning(layer="a"), warning(layer="b")],
+    ),
+    "the variance alone": (evaluation(fitted(variance=0.5)), warning()),
     "ten updates after a reset": (
         evaluation(fitted("a", 0.003), fitted("b", 0.642), fitted("c", 0.257)),
-        [("warning", "b")],
+        warning(layer="b"),
     ),
     "statistics that were reset": (
         evaluation(fitted("a", 0.005, 0.6), fitted("b", 1.43)),
-        [("warning", "a"), ("warning", "b")],
+        [warning(layer="a"), warning(layer="b")],
     ),
     "the same with data that the user vouches for": (
         evaluation(fitted("a", 0.005, 0.6), fitted("b", 1.43), in_distribution=True),
-        [("warning", "a"), ("error", "b")],
+        [warning(layer="a"), error(layer="b")],
     ),
-    "vouched for, and little": (evaluation(fitted(mean=0.3), in_distribution=True), [("warning", "bn")]),
+    "vouched for, and little": (evaluation(fitted(mean=0.3), in_distribution=True), warning()),
     "vouched for, little, and many predictions change": (
         evaluation(fitted(mean=0.3), in_distribution=True, fit=agreement(0.27)),
-        [("error", "bn")],
+        error(),
     ),
     "each layer a little, and the predictions": (
         evaluation(fitted("a", 0.05), fitted("b", 0.4), fit=agreement(0.17)),
-        [("warning", "")],
+        warning(layer=""),
     ),
     "predictions, vouched for": (
         evaluation(fitted(), fit=agreement(0.3), in_distribution=True),
-        [("error", "")],
+        error(layer=""),
     ),
-    "no number fits NaN": (evaluation(fitted("a"), fitted("b", running_var=[NAN, 1, 1, 1])), [("error", "b")]),
-    "little data, and far beyond chance": (few_samples(85), [("warning", "bn")]),
-    "negative variances": (evaluation(fitted(running_var=-1)), [("warning", "bn")]),
+    "no number fits NaN": (evaluation(fitted("a"), fitted("b", running_var=[NAN, 1, 1, 1])), error(layer="b")),
+    "little data, and far beyond chance": (few_samples(85), warning()),
+    "negative variances": (evaluation(fitted(running_var=-1)), warning()),
+    # The first layer that drifts says what to do about all of them.
+    "from the first layer on": (
+        evaluation(trained("a", 1.0), trained("b", 1.0)),
+        [warning(layer="a", fix="preprocessing"), warning(layer="b", fix="preprocessing")],
+    ),
+    "from a later layer on": (
+        evaluation(trained("a"), trained("b", 1.0)),
+        warning(layer="b", fix="The layers before 'b' fit: the statistics lag behind the weights"),
+    ),
+    "from a layer on that was reset": (
+        evaluation(trained("a"), fitted("b", 1.0), trained("c", 1.0)),
+        [
+            warning(layer="b", fix="begins at 'b', whose statistics are those of a new layer"),
+            warning(layer="c", fix="begins at 'b', whose statistics are those of a new layer"),
+        ],
+    ),
 }
 
+UNDECIDED: Undecided = {
+    "little data that show nothing prove nothing": (few_samples(0.01), TOO_FEW),
+    "nor do few predictions": (evaluation(fitted(), samples=20, batches=1, fit=agreement(0.3)), TOO_FEW),
+    "no layer was seen": (evaluation(evaluated()), "no layer with running statistics was called"),
+    "no layer could be seen": (
+        evaluation(evaluated(), unable={"fit to the data": "the graph runs in train mode"}),
+        "the graph runs in train mode",
+    ),
+}
 
-@pytest.mark.parametrize("name", QUIET)
-def test_quiet(name: str) -> None:
-    assert answers(RULE, QUIET[name]) == []
-
-
-@pytest.mark.parametrize("name", FIRES)
-def test_fires(name: str) -> None:
-    examined, expected = FIRES[name]
-    assert expected == said(RULE, examined)
+test_quiet = quiet(RULE, QUIET)
+test_fires = fires(RULE, FIRES)
+test_undecided = undecided(RULE, UNDECIDED)
 
 
 def test_the_message_has_the_shift_its_noise_and_the_ratio() -> None:
     examined = evaluation(fitted(mean=0.5, variance=4.0, spread=0.19))
     chance = 0.19 * (1 / 360 + 0.1 / 1.9 / 16) ** 0.5
-    assert (
-        "lies 0.5 standard deviations from running_mean (median of the channels; "
-        f"{chance:.4g} is chance)" in message(RULE, examined)
-    )
-    assert "standard deviation at 2 of the stored one" in message(RULE, examined)
+    message = the_one(RULE, examined).message
+    assert f"lies 0.5 standard deviations from running_mean (median of the channels; {chance:.4g} is chance)" in message
+    assert "standard deviation at 2 of the stored one" in message
 
 
 def test_an_eps_of_0_is_no_missing_one() -> None:
     examined = evaluation(fitted(variance=4e-8, running_var=1e-8, eps=stored(0.0)))
-    assert "standard deviation at 2 of the stored one" in message(RULE, examined)
-
-
-def trained(name: str, mean: float = 0.0) -> EvaluatedLayer:
-    """A layer whose statistics are not those of a new one."""
-    return fitted(name, mean, 2.0, running_var=2.0)
-
-
-@pytest.mark.parametrize(
-    ("layers", "expected"),
-    [
-        ((trained("a", 1.0), trained("b", 1.0)), "preprocessing"),
-        ((trained("a"), trained("b", 1.0)), "The layers before 'b' fit: the statistics lag behind the weights"),
-        (
-            (trained("a"), fitted("b", 1.0), trained("c", 1.0)),
-            "begins at 'b', whose statistics are those of a new layer",
-        ),
-    ],
-    ids=["at the first layer", "behind it", "a layer that was reset"],
-)
-def test_the_first_drifting_layer_says_what_to_do(layers: tuple[EvaluatedLayer, ...], expected: str) -> None:
-    for answer in answers(RULE, evaluation(*layers)):
-        assert expected in answer.fix  # type: ignore[union-attr]
-
-
-def test_little_data_that_show_nothing_prove_nothing() -> None:
-    examined = few_samples(0.01)
-    assert said(RULE, examined) == []
-    [reason] = left_open(RULE, examined)
-    assert reason.startswith("20 samples in 1 batch are too few")
-
-
-def test_few_predictions_are_not_counted_on_little_data() -> None:
-    examined = evaluation(fitted(), samples=20, batches=1, fit=agreement(0.3))
-    assert said(RULE, examined) == []
-    assert len(left_open(RULE, examined)) == 1
-
-
-def test_a_model_whose_layers_were_not_seen_is_left_open() -> None:
-    assert left_open(RULE, evaluation(evaluated())) == ["no layer with running statistics was called"]
-    unable = {"fit to the data": "the graph runs in train mode"}
-    assert left_open(RULE, evaluation(evaluated(), unable=unable)) == ["the graph runs in train mode"]
+    assert "standard deviation at 2 of the stored one" in the_one(RULE, examined).message
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("bad", [NAN, float("inf"), -float("inf"), 1e38, 0.0])
 def test_no_number_of_the_data_or_the_layer_makes_it_raise(bad: float) -> None:
     for examined in (fitted(mean=bad), fitted(variance=bad), fitted(running_var=bad), fitted(running_mean=bad)):
-        answers(RULE, evaluation(examined))
-    answers(RULE, evaluation(fitted(running_mean=np.float32(bad), running_var=[bad, 1, 1, 1], mean=[bad, 0, 0, 0])))
+        asked(RULE, evaluation(examined))
+    asked(RULE, evaluation(fitted(running_mean=np.float32(bad), running_var=[bad, 1, 1, 1], mean=[bad, 0, 0, 0])))

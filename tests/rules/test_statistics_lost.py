@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 
@@ -15,7 +14,8 @@ from bncheck.rules.statistics_lost import RULE
 from bncheck.subjects.layer import StatisticsUse
 from bncheck.subjects.pair import CheckpointPair
 from tests.rules.layers import fresh, layer
-from tests.rules.pairs import MOVED, TRAINED, file, messages, paired, said, tensor
+from tests.rules.pairs import MOVED, TRAINED, file, paired, tensor
+from tests.rules.tables import Fires, Quiet, error, fires, quiet
 
 BARE = {"bn.weight": tensor([1.0, 0.9, 1.1, 0.7]), "bn.bias": tensor([0.0, 0.1, -0.1, 0.2])}
 
@@ -27,7 +27,7 @@ def parameters_only() -> CheckpointPair:
     return paired(before, replace(before, groups=(replace(group, tensors=BARE, layers=()),)))
 
 
-QUIET: dict[str, CheckpointPair] = {
+QUIET: Quiet = {
     "the same file": paired(file(layer()), file(layer())),
     "a training": paired(file(layer()), file(layer(**MOVED, **TRAINED))),
     "new before and after": paired(file(fresh()), file(fresh())),
@@ -37,41 +37,37 @@ QUIET: dict[str, CheckpointPair] = {
         file(layer(running_mean=0, running_var=1, num_batches_tracked=None, use=StatisticsUse.FROZEN, **TRAINED)),
     ),
     "one layer was left out of the second": paired(file(layer("a"), layer("b")), file(layer("a"))),
+    "NaN is not initial": paired(file(layer()), file(layer(running_mean=np.nan, running_var=np.nan))),
     "none before": paired(file(layer(running_mean=None, running_var=None)), file(layer())),
 }
 
-FIRES: dict[str, tuple[CheckpointPair, str]] = {
+FIRES: Fires = {
     "initial again": (
         paired(file(layer()), file(fresh())),
-        "running_mean is 0 and running_var is 1 in every channel, as in a new layer; they were trained in the first "
-        "checkpoint (1,000 updates)",
+        error(
+            "running_mean is 0 and running_var is 1 in every channel, as in a new layer; they were trained in the "
+            "first checkpoint (1,000 updates)"
+        ),
     ),
     "initial with the counter kept": (
         paired(file(layer()), file(layer(running_mean=0, running_var=1))),
-        "as in a new layer",
+        error("as in a new layer"),
     ),
     "parameters only": (
         parameters_only(),
-        "its parameters are in the second checkpoint, but neither running_mean nor running_var, which were trained in "
-        "the first (1,000 updates)",
+        error(
+            "its parameters are in the second checkpoint, but neither running_mean nor running_var, which were trained "
+            "in the first (1,000 updates)"
+        ),
     ),
     "the layer no longer tracks": (
         paired(file(layer()), file(layer(running_mean=None, running_var=None))),
-        "the layer of the second checkpoint has neither running_mean nor running_var",
+        error("the layer of the second checkpoint has neither running_mean nor running_var"),
     ),
 }
 
-
-@pytest.mark.parametrize("name", QUIET)
-def test_quiet(name: str) -> None:
-    assert said(RULE, QUIET[name]) == []
-
-
-@pytest.mark.parametrize("name", FIRES)
-def test_fires(name: str) -> None:
-    pair, message = FIRES[name]
-    assert said(RULE, pair) == [("error", "bn")]
-    assert message in messages(RULE, pair)[0]
+test_quiet = quiet(RULE, QUIET)
+test_fires = fires(RULE, FIRES)
 
 
 def test_lost_statistics_are_not_told_twice(tmp_path: Path) -> None:
@@ -84,7 +80,3 @@ def test_lost_statistics_are_not_told_twice(tmp_path: Path) -> None:
     torch.save(network.state_dict(), tmp_path / "after.pt")
     found = bncheck.diff(tmp_path / "before.pt", tmp_path / "after.pt").findings
     assert [(finding.rule, finding.layer) for finding in found] == [("statistics-lost", "1")]
-
-
-def test_arrays_that_are_not_finite_are_not_initial() -> None:
-    assert said(RULE, paired(file(layer()), file(layer(running_mean=np.nan, running_var=np.nan)))) == []

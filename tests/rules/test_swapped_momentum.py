@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from bncheck.findings.rule import CannotTell, Evidence
 from bncheck.rules.swapped_momentum import RULE
-from bncheck.subjects.layer import UNKNOWN, BatchNormLayer, StatisticsUse, stored
-from tests.rules.layers import answers, layer, of_state_dict, said
+from bncheck.subjects.layer import UNKNOWN, StatisticsUse, stored
+from tests.rules.layers import fresh, layer, of_state_dict
+from tests.rules.tables import Fires, Quiet, Undecided, fires, quiet, undecided, warning
 
-QUIET: dict[str, BatchNormLayer] = {
+QUIET: Quiet = {
     "PyTorch's default": layer(),
     "ports that only run": layer(momentum=stored(0.0)),
     "ports from TensorFlow that were converted": layer(momentum=stored(0.010000000000000009)),
@@ -21,45 +21,38 @@ QUIET: dict[str, BatchNormLayer] = {
     "a frozen layer": layer(use=StatisticsUse.FROZEN, momentum=UNKNOWN),
 }
 
-FIRES: dict[float, str] = {
-    0.5: "remember about 3 batches",
-    0.7: "remember about 1.86 batches",
-    0.9: "about 1.22 batches; what TensorFlow calls 0.9 is 0.1 in PyTorch",
-    0.99: "about 1.02 batches; what TensorFlow calls 0.99 is 0.01 in PyTorch",
-    0.997: "what TensorFlow calls 0.997 is 0.003 in PyTorch",
-    0.9997: "what TensorFlow calls 0.9997 is 0.0003 in PyTorch",
-    0.9900000095367432: "what TensorFlow calls 0.99 is 0.01 in PyTorch",  # as float32
-    1.0: "those of the last batch alone",
+FIRES: Fires = {
+    "0.5": (layer(momentum=stored(0.5)), warning("remember about 3 batches")),
+    "0.6": (layer(momentum=stored(0.6)), warning(fix="Set momentum lower")),
+    "0.7": (layer(momentum=stored(0.7)), warning("remember about 1.86 batches")),
+    "0.9": (
+        layer(momentum=stored(0.9)),
+        warning("about 1.22 batches; what TensorFlow calls 0.9 is 0.1 in PyTorch"),
+    ),
+    # The default of Keras.
+    "0.99": (
+        layer(momentum=stored(0.99)),
+        warning("about 1.02 batches; what TensorFlow calls 0.99 is 0.01 in PyTorch", fix="Set momentum to 0.01"),
+    ),
+    "0.997": (layer(momentum=stored(0.997)), warning("what TensorFlow calls 0.997 is 0.003 in PyTorch")),
+    "0.999": (layer(momentum=stored(0.999)), warning("what TensorFlow calls 0.999 is 0.001 in PyTorch")),
+    "0.9997": (layer(momentum=stored(0.9997)), warning("what TensorFlow calls 0.9997 is 0.0003 in PyTorch")),
+    "0.99 as float32": (
+        layer(momentum=stored(0.9900000095367432)),
+        warning("what TensorFlow calls 0.99 is 0.01 in PyTorch"),
+    ),
+    "1": (
+        layer(momentum=stored(1.0)),
+        warning("those of the last batch alone", fix="Set momentum back to what training used"),
+    ),
+    "a layer that never ran": (fresh(momentum=stored(0.99)), warning()),
 }
 
+UNDECIDED: Undecided = {"a state_dict": (of_state_dict(), "the file does not hold momentum")}
 
-@pytest.mark.parametrize("name", QUIET)
-def test_quiet(name: str) -> None:
-    assert answers(RULE, QUIET[name]) == []
-
-
-@pytest.mark.parametrize("momentum", FIRES)
-def test_fires(momentum: float) -> None:
-    examined = layer(momentum=stored(momentum))
-    assert said(RULE, examined) == [("warning", "bn")]
-    [evidence] = answers(RULE, examined)
-    assert isinstance(evidence, Evidence)
-    assert FIRES[momentum] in evidence.message
-
-
-@pytest.mark.parametrize(
-    ("momentum", "meant"), [(0.99, "to 0.01"), (0.6, "lower"), (1.0, "back to what training used")]
-)
-def test_the_fix_names_what_was_probably_meant(momentum: float, meant: str) -> None:
-    [evidence] = answers(RULE, layer(momentum=stored(momentum)))
-    assert isinstance(evidence, Evidence)
-    assert f"Set momentum {meant}" in evidence.fix
-
-
-def test_a_state_dict_leaves_it_undecided() -> None:
-    [answer] = answers(RULE, of_state_dict())
-    assert isinstance(answer, CannotTell)
-    assert answer.reason == "the file does not hold momentum"
+test_quiet = quiet(RULE, QUIET)
+test_fires = fires(RULE, FIRES)
+test_undecided = undecided(RULE, UNDECIDED)
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.5, 0.9])

@@ -1,17 +1,16 @@
 """The flag says no, the buffers are there."""
 
-import pytest
 import torch
 
 from bncheck.evaluation.models.live import live_group
-from bncheck.findings.rule import Evidence
 from bncheck.rules.tracking_switched_off import RULE
-from bncheck.subjects.layer import BatchNormLayer, StatisticsUse, inferred, stored
-from tests.rules.layers import answers, layer, of_state_dict, said
+from bncheck.subjects.layer import StatisticsUse, inferred, stored
+from tests.rules.layers import layer, of_state_dict
+from tests.rules.tables import Fires, Quiet, fires, quiet, the_one, warning
 
 OFF = {"track_running_stats": stored(False)}
 
-QUIET: dict[str, BatchNormLayer] = {
+QUIET: Quiet = {
     "a trained layer": layer(),
     "a state_dict does not hold the flag": of_state_dict(),
     "made without statistics": layer(running_mean=None, running_var=None, **OFF),
@@ -19,24 +18,18 @@ QUIET: dict[str, BatchNormLayer] = {
     "a frozen layer has no such flag": layer(use=StatisticsUse.FROZEN, **OFF),
 }
 
-FIRES: dict[str, BatchNormLayer] = {
-    "switched off in eval mode": layer(**OFF),
-    "switched off in train mode": layer(training=stored(True), **OFF),
-    "one of the two buffers": layer(running_mean=None, **OFF),
-    "buffers on the meta device": layer(
-        running_mean=None, running_var=None, without_data=("running_mean", "running_var"), **OFF
+FIRES: Fires = {
+    "switched off in eval mode": (layer(**OFF), warning()),
+    "switched off in train mode": (layer(training=stored(True), **OFF), warning()),
+    "one of the two buffers": (layer(running_mean=None, **OFF), warning()),
+    "buffers on the meta device": (
+        layer(running_mean=None, running_var=None, without_data=("running_mean", "running_var"), **OFF),
+        warning(),
     ),
 }
 
-
-@pytest.mark.parametrize("name", QUIET)
-def test_quiet(name: str) -> None:
-    assert answers(RULE, QUIET[name]) == []
-
-
-@pytest.mark.parametrize("name", FIRES)
-def test_fires(name: str) -> None:
-    assert said(RULE, FIRES[name]) == [("warning", "bn")]
+test_quiet = quiet(RULE, QUIET)
+test_fires = fires(RULE, FIRES)
 
 
 def test_torch_uses_the_buffers_in_eval_mode_and_leaves_them_alone_in_train_mode() -> None:
@@ -48,7 +41,4 @@ def test_torch_uses_the_buffers_in_eval_mode_and_leaves_them_alone_in_train_mode
     assert torch.equal(before, bn.running_mean)
     images = torch.randn(8, 3, 4, 4)
     assert torch.equal(bn.eval()(images)[:1], bn(images[:1]))
-    [one] = live_group(bn).layers
-    [evidence] = answers(RULE, one)
-    assert isinstance(evidence, Evidence)
-    assert "running_mean and running_var are there" in evidence.message
+    assert "running_mean and running_var are there" in the_one(RULE, live_group(bn).layers).message

@@ -10,12 +10,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from bncheck.evaluation.models.live import live_group
-from bncheck.findings.rule import Evidence
 from bncheck.pairing.names import blocks
 from bncheck.rules.uneven_counters import RULE
 from bncheck.subjects.checkpoint import Checkpoint, Group
 from bncheck.subjects.layer import BatchNormLayer, StatisticsUse
-from tests.rules.layers import answers, fresh, layer, of_state_dict, said
+from tests.rules.layers import fresh, layer
+from tests.rules.tables import Fires, Quiet, fires, note, quiet, the_one
 
 
 def counting(**counters: float | None) -> tuple[BatchNormLayer, ...]:
@@ -23,7 +23,7 @@ def counting(**counters: float | None) -> tuple[BatchNormLayer, ...]:
     return tuple(layer(name.replace("__", "."), num_batches_tracked=value) for name, value in counters.items())
 
 
-QUIET: dict[str, tuple[BatchNormLayer, ...]] = {
+QUIET: Quiet = {
     "equal counters": counting(a=1000, b=1000),
     "one layer": counting(a=1000),
     "no layer": (),
@@ -35,9 +35,18 @@ QUIET: dict[str, tuple[BatchNormLayer, ...]] = {
     ),
     "layers without a counter": counting(a=1000, b=None, c=1000),
     "counters that are no counts": counting(a=1000, b=float("inf"), c=float("nan"), d=-3),
+    # Averaged weights count what they like beside the weights that they average.
+    "groups that count differently": Checkpoint(
+        "model.pt",
+        "torch.save",
+        (
+            Group("model", "state_dict", {}, counting(bn=100)),
+            Group("ema", "state_dict", {}, counting(bn=0)),
+        ),
+    ),
 }
 
-FIRES: dict[str, tuple[tuple[BatchNormLayer, ...], str]] = {
+FIRES: Fires = {
     "a block under gradient checkpointing": (
         counting(stem=1000, layer1__0=1000, layer1__1=1000, layer2__0=2000, layer2__1=2000),
         "num_batches_tracked is 1,000 in 3 of 5 layers, 2,000 in layer2 (twice as many: recomputed by gradient "
@@ -110,19 +119,8 @@ FIRES: dict[str, tuple[tuple[BatchNormLayer, ...], str]] = {
     ),
 }
 
-
-@pytest.mark.parametrize("name", QUIET)
-def test_quiet(name: str) -> None:
-    assert answers(RULE, *QUIET[name]) == []
-
-
-@pytest.mark.parametrize("name", FIRES)
-def test_fires(name: str) -> None:
-    layers, message = FIRES[name]
-    assert said(RULE, *layers) == [("note", "")]
-    [evidence] = answers(RULE, *layers)
-    assert isinstance(evidence, Evidence)
-    assert message == evidence.message
+test_quiet = quiet(RULE, QUIET)
+test_fires = fires(RULE, FIRES, each=note(layer=""))
 
 
 @pytest.mark.parametrize(
@@ -140,15 +138,6 @@ def test_blocks_are_named_by_what_holds_them_alone(names: list[str], expected: l
     assert expected == list(blocks(names, set(network) - set(names)))
 
 
-def test_each_group_is_judged_by_itself() -> None:
-    """Averaged weights count what they like beside the weights that they average."""
-    groups = tuple(
-        Group(name, "state_dict", {}, (of_state_dict("bn", num_batches_tracked=value),))
-        for name, value in (("model", 100), ("ema", 0))
-    )
-    assert list(RULE.checkpoint(Checkpoint("", "", groups))) == []  # type: ignore[misc]
-
-
 class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -163,17 +152,15 @@ class Network(nn.Module):
         return self.after(self.end(self.last(features).mean((2, 3))))  # type: ignore[no-any-return]
 
 
-def told(network: nn.Module) -> str:
-    [evidence] = RULE.checkpoint(Checkpoint("", "", (live_group(network),)))  # type: ignore[misc]
-    assert isinstance(evidence, Evidence)
-    return evidence.message
+def message(network: nn.Module) -> str:
+    return the_one(RULE, live_group(network).layers).message
 
 
 def test_torch_counts_twice_under_gradient_checkpointing() -> None:
     network = Network()
     for _ in range(10):
         torch.autograd.backward(network(torch.randn(4, 1, 9, 9)).sum())
-    assert "10 in 4 of 6 layers, 20 in body (twice as many: recomputed by gradient checkpointing" in told(network)
+    assert "10 in 4 of 6 layers, 20 in body (twice as many: recomputed by gradient checkpointing" in message(network)
 
 
 def test_torch_counts_a_forward_that_fails() -> None:
@@ -182,4 +169,4 @@ def test_torch_counts_a_forward_that_fails() -> None:
     for images in (4, 4, 4, 4, 4, 1, 4, 4):
         with contextlib.suppress(ValueError):
             network(torch.randn(images, 1, 9, 9))
-    assert "8 in 5 of 6 layers, 7 in after (1 update apart: passes that failed" in told(network)
+    assert "8 in 5 of 6 layers, 7 in after (1 update apart: passes that failed" in message(network)

@@ -1,12 +1,12 @@
 """What a pickle would import, and whether a model needs that."""
 
-import pytest
-
-from bncheck.rules.unexpected_globals import RULE, judge
-from bncheck.subjects.checkpoint import GlobalReference
+from bncheck.rules.unexpected_globals import RULE
+from bncheck.subjects.checkpoint import Checkpoint, GlobalReference
 from tests.rules.layers import checkpoint
+from tests.rules.tables import Fires, Quiet, error, fires, note, quiet
 
-QUIET = [
+# Each is (module, name, use).
+HARMLESS = [
     ("torch._utils", "_rebuild_tensor_v2", "called"),
     ("torch", "FloatStorage", "referenced"),
     ("collections", "OrderedDict", "called"),
@@ -37,55 +37,59 @@ QUIET = [
     ("mmengine.logging.history_buffer", "HistoryBuffer", "instantiated"),
 ]
 
-FIRES = [
-    ("os", "system", "called", "error"),
-    ("posix", "system", "called", "error"),
-    ("nt", "system", "referenced", "error"),
-    ("subprocess", "Popen", "called", "error"),
-    ("builtins", "eval", "called", "error"),
-    ("__builtin__", "getattr", "called", "error"),
-    ("importlib", "import_module", "called", "error"),
-    ("pkgutil", "resolve_name", "called", "error"),
-    ("runpy", "run_path", "called", "error"),
-    ("timeit", "timeit", "called", "error"),
-    ("torch.hub", "load", "called", "error"),
-    ("torch", "load", "called", "error"),
-    ("torch.serialization", "os.system", "called", "error"),
-    ("torch.nn", "parallel.distributed.os.system", "called", "error"),
-    ("torch.nn.modules.module", "torch.hub.load", "called", "error"),
-    ("numpy.ma.core", "np.load", "called", "error"),
-    ("random", "_os.system", "called", "error"),
-    ("pathlib", "Path.unlink", "called", "error"),
-    ("dataclasses", "_create_fn", "called", "error"),
-    ("uuid", "_get_command_stdout", "called", "error"),
-    ("torch.storage", "_load_from_bytes", "called", "error"),
-    ("pandas", "read_pickle", "called", "error"),
-    ("my_package", "helpers.os.system", "referenced", "error"),
-    ("my_package", "Net.__init__.__globals__", "referenced", "error"),
-    ("torch.fx.graph_module", "reduce_graph_module", "called", "note"),
-    ("numpy.testing._private.utils", "runstring", "called", "error"),
-    ("pip", "main", "called", "error"),
-    ("copyreg", "extension_5", "called", "error"),
-    ("", "a function that the file computes", "called", "error"),
-    ("socket", "socket", "instantiated", "note"),
-    ("my_package", "build", "called", "note"),
+RUNNING = [
+    ("os", "system", "called"),
+    ("posix", "system", "called"),
+    ("nt", "system", "referenced"),
+    ("subprocess", "Popen", "called"),
+    ("builtins", "eval", "called"),
+    ("__builtin__", "getattr", "called"),
+    ("importlib", "import_module", "called"),
+    ("pkgutil", "resolve_name", "called"),
+    ("runpy", "run_path", "called"),
+    ("timeit", "timeit", "called"),
+    ("torch.hub", "load", "called"),
+    ("torch", "load", "called"),
+    ("torch.serialization", "os.system", "called"),
+    ("torch.nn", "parallel.distributed.os.system", "called"),
+    ("torch.nn.modules.module", "torch.hub.load", "called"),
+    ("numpy.ma.core", "np.load", "called"),
+    ("random", "_os.system", "called"),
+    ("pathlib", "Path.unlink", "called"),
+    ("dataclasses", "_create_fn", "called"),
+    ("uuid", "_get_command_stdout", "called"),
+    ("torch.storage", "_load_from_bytes", "called"),
+    ("pandas", "read_pickle", "called"),
+    ("my_package", "helpers.os.system", "referenced"),
+    ("my_package", "Net.__init__.__globals__", "referenced"),
+    ("numpy.testing._private.utils", "runstring", "called"),
+    ("pip", "main", "called"),
+    ("copyreg", "extension_5", "called"),
+    ("", "a function that the file computes", "called"),
+]
+
+UNKNOWN = [
+    ("torch.fx.graph_module", "reduce_graph_module", "called"),
+    ("socket", "socket", "instantiated"),
+    ("my_package", "build", "called"),
 ]
 
 
-@pytest.mark.parametrize("reference", QUIET, ids=lambda reference: ".".join(reference[:2]))
-def test_quiet(reference: tuple[str, str, str]) -> None:
-    assert judge(GlobalReference(*reference)) is None
+def asking_for(*references: tuple[str, str, str]) -> Checkpoint:
+    return checkpoint(references=tuple(GlobalReference(*reference) for reference in references))
 
 
-@pytest.mark.parametrize("case", FIRES, ids=lambda case: ".".join(case[:2]))
-def test_fires(case: tuple[str, str, str, str]) -> None:
-    severity = judge(GlobalReference(*case[:3]))
-    assert severity is not None
-    assert severity.value == case[3]
+def named(reference: tuple[str, str, str]) -> str:
+    return ".".join(reference[:2])
 
 
-def test_the_finding_lists_what_the_file_asks_for() -> None:
-    assert RULE.checkpoint is not None
-    references = tuple(GlobalReference(*case[:3]) for case in FIRES[:2])
-    [evidence] = RULE.checkpoint(checkpoint(references=references))
-    assert "os.system, posix.system" in evidence.message
+QUIET: Quiet = {named(one): asking_for(one) for one in HARMLESS}
+
+FIRES: Fires = {
+    **{named(one): (asking_for(one), error("loading it with pickle would", layer="")) for one in RUNNING},
+    **{named(one): (asking_for(one), note("which bncheck does not know", layer="")) for one in UNKNOWN},
+    "all that the file asks for": (asking_for(*RUNNING[:2]), error("os.system, posix.system", layer="")),
+}
+
+test_quiet = quiet(RULE, QUIET)
+test_fires = fires(RULE, FIRES)

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from bncheck.evaluation.models.live import live_group
-from bncheck.findings.rule import CannotTell, Evidence
 from bncheck.rules.unusable_buffers import RULE
 from bncheck.subjects.checkpoint import Checkpoint
 from bncheck.subjects.layer import BatchNormLayer, StatisticsUse, inferred, stored
-from tests.rules.layers import answers, layer, of_state_dict, said
+from tests.rules.layers import layer, of_state_dict
+from tests.rules.tables import Fires, Quiet, Undecided, error, fires, quiet, said, undecided, warning
 
 Read = Callable[[Path], Checkpoint]
 ALL = ("weight", "bias", "running_mean", "running_var")
@@ -26,7 +26,7 @@ def cut(examined: BatchNormLayer, *names: str) -> BatchNormLayer:
     return replace(examined, **{name: getattr(examined, name)[:-1] for name in names})
 
 
-QUIET: dict[str, BatchNormLayer] = {
+QUIET: Quiet = {
     "a trained layer": layer(),
     "a state_dict": of_state_dict(),
     "no statistics": layer(running_mean=None, running_var=None),
@@ -37,53 +37,45 @@ QUIET: dict[str, BatchNormLayer] = {
     "num_features unknown": replace(layer(), num_features=None),
 }
 
-FIRES: dict[str, tuple[BatchNormLayer, str, str]] = {
+FIRES: Fires = {
     "a lazy layer": (
         layer(**NOTHING, without_data=ALL, dtype="uninitialized"),
-        "error",
-        "weight, bias, running_mean and running_var were never made: the layer is lazy",
+        error("weight, bias, running_mean and running_var were never made: the layer is lazy"),
     ),
     "a lazy layer without statistics": (
         layer(**NOTHING, without_data=("weight", "bias"), dtype=None, kind=stored("LazyBatchNorm2d")),
-        "error",
-        "weight and bias were never made",
+        error("weight and bias were never made"),
     ),
-    "the meta device": (layer(**NOTHING, without_data=ALL), "error", "they are on the meta device"),
+    "the meta device": (layer(**NOTHING, without_data=ALL), error("they are on the meta device")),
     "one buffer on the meta device": (
         layer(running_var=None, without_data=("running_var",)),
-        "error",
-        "running_var has a shape but no numbers",
+        error("running_var has a shape but no numbers"),
     ),
     "parameters on the meta device, or sharded": (
         layer(weight=None, bias=None, without_data=("weight", "bias")),
-        "warning",
-        "weight and bias have a shape but no numbers",
+        warning("weight and bias have a shape but no numbers"),
     ),
     "parameters that were pruned alone": (
         cut(layer(), "weight", "bias"),
-        "error",
-        "running_mean and running_var have 4 channels, weight and bias have 3 channels",
+        error("running_mean and running_var have 4 channels, weight and bias have 3 channels"),
     ),
     "statistics of different lengths": (
         cut(layer(), "running_var"),
-        "error",
-        "running_mean, weight and bias have 4 channels, running_var has 3 channels",
+        error("running_mean, weight and bias have 4 channels, running_var has 3 channels"),
     ),
-    "a frozen layer": (cut(layer(use=StatisticsUse.FROZEN), "bias"), "error", "bias has 3 channels"),
-    "num_features was not set": (cut(layer(), *ALL), "warning", "num_features is 4, but the tensors have 3 channels"),
+    "a frozen layer": (cut(layer(use=StatisticsUse.FROZEN), "bias"), error("bias has 3 channels")),
+    "num_features was not set": (cut(layer(), *ALL), warning("num_features is 4, but the tensors have 3 channels")),
     "no variance, but a counter": (
         of_state_dict(running_var=None, counter_dtype="int64"),
-        "error",
-        "running_var is missing while running_mean is there",
+        error("running_var is missing while running_mean is there"),
     ),
     "no mean in a layer of torch": (
         layer(running_mean=None, class_path=TORCH),
-        "error",
-        "running_mean is missing while running_var is there",
+        error("running_mean is missing while running_var is there"),
     ),
 }
 
-UNDECIDED: dict[str, tuple[BatchNormLayer, str]] = {
+UNDECIDED: Undecided = {
     "quantised": (
         of_state_dict(**NOTHING, without_data=ALL, dtype="qint8"),
         "the statistics of dtype qint8 hold no numbers that can be read",
@@ -102,27 +94,9 @@ UNDECIDED: dict[str, tuple[BatchNormLayer, str]] = {
     ),
 }
 
-
-@pytest.mark.parametrize("name", QUIET)
-def test_quiet(name: str) -> None:
-    assert answers(RULE, QUIET[name]) == []
-
-
-@pytest.mark.parametrize("name", FIRES)
-def test_fires(name: str) -> None:
-    examined, severity, words = FIRES[name]
-    assert said(RULE, examined) == [(severity, "bn")]
-    [evidence] = answers(RULE, examined)
-    assert isinstance(evidence, Evidence)
-    assert words in evidence.message
-
-
-@pytest.mark.parametrize("name", UNDECIDED)
-def test_undecided(name: str) -> None:
-    examined, reason = UNDECIDED[name]
-    [answer] = answers(RULE, examined)
-    assert isinstance(answer, CannotTell)
-    assert reason == answer.reason
+test_quiet = quiet(RULE, QUIET)
+test_fires = fires(RULE, FIRES)
+test_undecided = undecided(RULE, UNDECIDED)
 
 
 def lazy() -> torch.nn.Module:
@@ -142,15 +116,15 @@ def test_what_torch_saves_without_complaint(
 ) -> None:
     network = build()
     torch.save(network if whole else network.state_dict(), tmp_path / "model.pt")
-    assert said(RULE, *read(tmp_path / "model.pt").layers) == [("error", "1")]
-    assert said(RULE, *live_group(network).layers) == [("error", "1")]
+    assert said(RULE, read(tmp_path / "model.pt").layers) == [("error", "1")]
+    assert said(RULE, live_group(network).layers) == [("error", "1")]
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules")
 def test_a_lazy_network_that_ran_once_is_fine() -> None:
     network = lazy()
     network(torch.randn(4, 1, 2, 2))
-    assert said(RULE, *live_group(network).layers) == []
+    assert said(RULE, live_group(network).layers) == []
 
 
 @pytest.mark.parametrize("broken", ["running_mean", "running_var", "weight", "bias"])
@@ -158,7 +132,7 @@ def test_torch_refuses_to_run_what_is_an_error(broken: str) -> None:
     bn = torch.nn.BatchNorm2d(4).eval()
     kept = getattr(bn, broken)[:3].detach()
     setattr(bn, broken, torch.nn.Parameter(kept) if broken in ("weight", "bias") else kept)
-    assert said(RULE, *live_group(bn).layers) == [("error", "")]
+    assert said(RULE, live_group(bn).layers) == [("error", "")]
     with pytest.raises(RuntimeError, match="4"):
         bn(torch.randn(2, 4, 3, 3))
 
@@ -167,7 +141,7 @@ def test_torch_refuses_to_run_what_is_an_error(broken: str) -> None:
 def test_torch_refuses_to_run_with_one_of_the_statistics(missing: str) -> None:
     bn = torch.nn.BatchNorm2d(4).eval()
     setattr(bn, missing, None)
-    assert said(RULE, *live_group(bn).layers) == [("error", "")]
+    assert said(RULE, live_group(bn).layers) == [("error", "")]
     with pytest.raises(RuntimeError, match=missing):
         bn(torch.randn(2, 4, 3, 3))
 
@@ -175,5 +149,5 @@ def test_torch_refuses_to_run_with_one_of_the_statistics(missing: str) -> None:
 def test_torch_runs_what_is_a_warning() -> None:
     bn = torch.nn.BatchNorm2d(4).eval()
     bn.num_features = 5
-    assert said(RULE, *live_group(bn).layers) == [("warning", "")]
+    assert said(RULE, live_group(bn).layers) == [("warning", "")]
     assert bool(torch.isfinite(bn(torch.randn(2, 4, 3, 3))).all())

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bncheck.findings.rule import Evidence
 from bncheck.rules.unusable_counter import RULE
 from bncheck.subjects.checkpoint import Checkpoint
 from bncheck.subjects.layer import BatchNormLayer, StatisticsUse
-from tests.rules.layers import answers, of_state_dict, said
+from tests.rules.layers import of_state_dict
+from tests.rules.tables import Fires, Quiet, fires, note, quiet, said, warning
 
 Read = Callable[[Path], Checkpoint]
 
@@ -21,7 +21,7 @@ def counted(value: float | None, dtype: str | None = "int64", **fields: object) 
 
 MISSING = {"num_batches_tracked": None, "counter_dtype": None}
 
-QUIET: dict[str, BatchNormLayer] = {
+QUIET: Quiet = {
     "a counter": counted(1000, version=2),
     "0, as averaged weights have it": counted(0, version=2),
     "a missing one, without metadata": of_state_dict(**MISSING),
@@ -34,34 +34,23 @@ QUIET: dict[str, BatchNormLayer] = {
     ),
 }
 
-FIRES: dict[str, tuple[BatchNormLayer, str, str]] = {
-    "missing, with version 2": (of_state_dict(version=2, **MISSING), "warning", "fails with strict=True"),
-    "not one number": (counted(None), "warning", "not one number"),
-    "negative": (counted(-1), "warning", "-1, which counts nothing"),
-    "NaN": (counted(float("nan"), "float32"), "warning", "nan, which counts nothing"),
-    "overflowed in half precision": (counted(float("inf"), "float16"), "warning", "inf, which counts nothing"),
-    "averaged": (counted(1000.5, "float32"), "warning", "not a whole number"),
-    "stuck in float16": (counted(2048.0, "float16"), "warning", "2,048 in float16, which cannot count beyond 2,048"),
-    "stuck in bfloat16": (counted(256.0, "bfloat16"), "warning", "which cannot count beyond 256"),
-    "stuck in float32": (counted(2.0**24, "float32"), "warning", "which cannot count beyond 16,777,216"),
-    "cast along with the rest, low enough": (counted(1.0, "float16"), "note", "dtype float16, not int64"),
-    "in float64": (counted(1e6, "float64"), "note", "dtype float64, not int64"),
-    "in int32": (counted(1000, "int32"), "note", "dtype int32, not int64"),
+FIRES: Fires = {
+    "missing, with version 2": (of_state_dict(version=2, **MISSING), warning("fails with strict=True")),
+    "not one number": (counted(None), warning("not one number")),
+    "negative": (counted(-1), warning("-1, which counts nothing")),
+    "NaN": (counted(float("nan"), "float32"), warning("nan, which counts nothing")),
+    "overflowed in half precision": (counted(float("inf"), "float16"), warning("inf, which counts nothing")),
+    "averaged": (counted(1000.5, "float32"), warning("not a whole number")),
+    "stuck in float16": (counted(2048.0, "float16"), warning("2,048 in float16, which cannot count beyond 2,048")),
+    "stuck in bfloat16": (counted(256.0, "bfloat16"), warning("which cannot count beyond 256")),
+    "stuck in float32": (counted(2.0**24, "float32"), warning("which cannot count beyond 16,777,216")),
+    "cast along with the rest, low enough": (counted(1.0, "float16"), note("dtype float16, not int64")),
+    "in float64": (counted(1e6, "float64"), note("dtype float64, not int64")),
+    "in int32": (counted(1000, "int32"), note("dtype int32, not int64")),
 }
 
-
-@pytest.mark.parametrize("name", QUIET)
-def test_quiet(name: str) -> None:
-    assert answers(RULE, QUIET[name]) == []
-
-
-@pytest.mark.parametrize("name", FIRES)
-def test_fires(name: str) -> None:
-    examined, severity, words = FIRES[name]
-    assert said(RULE, examined) == [(severity, "bn")]
-    [evidence] = answers(RULE, examined)
-    assert isinstance(evidence, Evidence)
-    assert words in evidence.message
+test_quiet = quiet(RULE, QUIET)
+test_fires = fires(RULE, FIRES)
 
 
 @pytest.mark.parametrize("keeps_metadata", [True, False])
@@ -80,7 +69,7 @@ def test_a_missing_counter_is_reported_where_torch_refuses_to_load(
     except RuntimeError as error:
         refused = "Missing key" in str(error)
     assert refused == keeps_metadata
-    assert bool(said(RULE, *read(tmp_path / "model.pt").layers)) == refused
+    assert bool(said(RULE, read(tmp_path / "model.pt").layers)) == refused
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [("float16", 2048), ("bfloat16", 256), ("float32", 2**24)])
@@ -97,7 +86,7 @@ def test_a_file_cast_to_half_precision_by_hand(tmp_path: Path, read: Read) -> No
     bn.num_batches_tracked.fill_(100_000)
     state = {f"bn.{name}": value.half() for name, value in bn.state_dict().items()}
     torch.save(state, tmp_path / "half.pt")
-    assert said(RULE, *read(tmp_path / "half.pt").layers) == [("warning", "bn")]
+    assert said(RULE, read(tmp_path / "half.pt").layers) == [("warning", "bn")]
     again = torch.nn.BatchNorm2d(4)
     again.load_state_dict({name.removeprefix("bn."): value for name, value in state.items()})
     assert torch.iinfo(torch.int64).min == again.num_batches_tracked

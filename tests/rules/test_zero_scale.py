@@ -2,18 +2,17 @@
 
 import copy
 
-import pytest
 import torch
 from torch import nn
 
 from bncheck.evaluation.models.live import live_group
 from bncheck.rules.zero_scale import RULE
-from bncheck.subjects.layer import BatchNormLayer
-from tests.rules.layers import answers, fresh, layer, of_state_dict, said
+from tests.rules.layers import fresh, layer, of_state_dict
+from tests.rules.tables import Fires, Quiet, asked, fires, note, quiet, said, warning
 
 ZERO = {"weight": 0, "bias": 0}
 
-QUIET: dict[str, list[BatchNormLayer]] = {
+QUIET: Quiet = {
     "a trained network": [layer("bn1"), layer("bn2")],
     "a fresh zero_init_residual": [fresh("bn1"), fresh("bn2", weight=0)],
     "a fresh one whose statistics were estimated": [
@@ -28,25 +27,17 @@ QUIET: dict[str, list[BatchNormLayer]] = {
     "no statistics": [layer("bn1"), layer("bn2", **ZERO, running_mean=None, running_var=None)],
 }
 
-FIRES: dict[str, tuple[list[BatchNormLayer], str]] = {
-    "weight and bias are 0 in a trained network": ([layer("other"), layer("bn", **ZERO)], "warning"),
-    "in a state_dict": ([of_state_dict("other"), of_state_dict("bn", **ZERO)], "warning"),
-    "the counter was not kept": ([layer("other"), layer("bn", **ZERO, num_batches_tracked=None)], "warning"),
-    "without a bias": ([layer("other"), layer("bn", weight=0, bias=None)], "warning"),
-    "the bias was trained: set to 0 on purpose": ([layer("other"), layer("bn", weight=0)], "note"),
-    "other layers have single zeros: pruned": ([layer("other", weight=[0, 1, 2, 3]), layer("bn", **ZERO)], "note"),
+FIRES: Fires = {
+    "weight and bias are 0 in a trained network": ([layer("other"), layer("bn", **ZERO)], warning()),
+    "in a state_dict": ([of_state_dict("other"), of_state_dict("bn", **ZERO)], warning()),
+    "the counter was not kept": ([layer("other"), layer("bn", **ZERO, num_batches_tracked=None)], warning()),
+    "without a bias": ([layer("other"), layer("bn", weight=0, bias=None)], warning()),
+    "the bias was trained: set to 0 on purpose": ([layer("other"), layer("bn", weight=0)], note()),
+    "other layers have single zeros: pruned": ([layer("other", weight=[0, 1, 2, 3]), layer("bn", **ZERO)], note()),
 }
 
-
-@pytest.mark.parametrize("name", QUIET)
-def test_quiet(name: str) -> None:
-    assert answers(RULE, *QUIET[name]) == []
-
-
-@pytest.mark.parametrize("name", FIRES)
-def test_fires(name: str) -> None:
-    layers, severity = FIRES[name]
-    assert said(RULE, *layers) == [(severity, "bn")]
+test_quiet = quiet(RULE, QUIET)
+test_fires = fires(RULE, FIRES)
 
 
 class Block(nn.Module):
@@ -75,6 +66,6 @@ def trained_for_one_step(module: Block, *, frozen: bool) -> Block:
 def test_one_step_of_torch_moves_the_weight_away_from_0_unless_it_is_frozen() -> None:
     torch.manual_seed(0)
     block = Block()
-    assert answers(RULE, *live_group(block).layers) == []
-    assert answers(RULE, *live_group(trained_for_one_step(block, frozen=False)).layers) == []
-    assert said(RULE, *live_group(trained_for_one_step(block, frozen=True)).layers) == [("warning", "branch.1")]
+    assert asked(RULE, live_group(block).layers) == []
+    assert asked(RULE, live_group(trained_for_one_step(block, frozen=False)).layers) == []
+    assert said(RULE, live_group(trained_for_one_step(block, frozen=True)).layers) == [("warning", "branch.1")]

@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def architecture(
-    spec: str, arguments: Sequence[str], python_paths: Sequence[Path]
+    spec: str, arguments: Sequence[str] | Mapping[str, Any], python_paths: Sequence[Path]
 ) -> Callable[[Checkpoint], Checkpoint]:
     """A function that adds to a checkpoint what the architecture knows: eps, momentum, affine, tracking, kind.
 
@@ -124,8 +125,10 @@ def load_file(path: Path) -> Any:
     return module
 
 
-def keyword_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+def keyword_arguments(arguments: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
     """`name=value` pairs as keyword arguments."""
+    if isinstance(arguments, Mapping):
+        return dict(arguments)
     made: dict[str, Any] = {}
     for argument in arguments:
         name, equals, text = argument.partition("=")

@@ -74,7 +74,7 @@ class ModelOptions:
     """How the user wants the model to be made."""
 
     model: str | None = None  # module:callable or file.py:callable
-    model_args: tuple[str, ...] = ()
+    model_args: Mapping[str, Any] | tuple[str, ...] = ()
     python_paths: tuple[Path, ...] = ()
     main: Path | None = None  # the script with the classes that a pickle calls `__main__.Net`
     trust_pickle: bool = False

@@ -2,47 +2,41 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.text import Text
 
+from bncheck.findings.measurements import PairMeasurements
 from bncheck.findings.rule import Severity
+from bncheck.reports.headlines import foremost
 from bncheck.reports.text.page import MAX_ROWS, Page
-from bncheck.wording import count, escaped, few, short
+from bncheck.wording import count, escaped, few, plural, short
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from bncheck.findings.measurements import ChangeNumbers
     from bncheck.findings.report import Finding, Report
-
-    Numbers = Mapping[str, Any]
 
 # What a row shows of each shift, and the width of its bar: the first with which every name fits is used.
 LAYOUTS = ((("median", "max"), 10), (("median", "max"), 0), (("median",), 0))
-SHIFTS = ("mean_shift", "variance_shift")
 TITLES = {"max": "at most"}
 EQUALITY = {True: "equal", False: "changed", None: "-"}
-# What the first line says of findings; of equally grave ones the first in this order.
-HEADLINES = {
-    "statistics-lost": "the statistics of {layers} are lost",
-    "impossible-lineage": "the second does not continue the first: {layers}",
-    "frozen-but-drifting": "weights frozen, statistics moved in {layers}",
-    "ranks-disagree": "equal weights, different statistics in {layers}",
-    "stale-averaged-statistics": "averaged weights with the statistics of others",
-    "settings-changed": "settings changed in {layers}",
-}
+
+
+def changes_of(report: Report) -> Mapping[str, ChangeNumbers]:
+    return report.measurements.layers if isinstance(report.measurements, PairMeasurements) else {}
 
 
 def headline(report: Report) -> str:
     """What happened, in words: the gravest finding, or what moved."""
-    layers: Mapping[str, Numbers] = report.measurements["layers"]  # type: ignore[assignment]
+    layers = changes_of(report)
     for severity in (Severity.ERROR, Severity.WARNING):
-        for rule, words in HEADLINES.items():
-            found = [one for one in report.findings if one.rule == rule and one.severity.at_least(severity)]
-            if found:
-                same_rule = [one for one in report.findings if one.rule == rule]
-                return words.format(layers=of_layers(same_rule, len(report.layers))) + batches(same_rule)
+        told = foremost([one for one in report.findings if one.severity.at_least(severity)])
+        if told:
+            same_rule = [one for one in report.findings if one.rule == told[0].rule]
+            return told[0].headline.format(layers=of_layers(same_rule, len(report.layers))) + batches(same_rule)
     return unremarkable(list(layers.values()))
 
 
@@ -58,28 +52,28 @@ def batches(findings: Sequence[Finding]) -> str:
         return ""
     fewest, most = numbers[0], numbers[-1]
     shown = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
-    return f" ({shown} train-mode batch{'es' * (most != 1)})"
+    return f" ({shown} train-mode {plural('batch', most)})"
 
 
-def unremarkable(layers: Sequence[Numbers]) -> str:
+def unremarkable(layers: Sequence[ChangeNumbers]) -> str:
     """What moved where nothing is found."""
     if not layers:
         return "no BatchNorm layer"
     total = count(len(layers), "layer")
-    weights = sum(layer["same_parameters"] is False for layer in layers)
-    statistics = sum(layer["same_statistics"] is False for layer in layers)
+    weights = sum(layer.same_parameters is False for layer in layers)
+    statistics = sum(layer.same_statistics is False for layer in layers)
     if not weights and not statistics:
         return f"{total}, equal weights and statistics" if unknown(layers) == 0 else f"{total}, equal statistics"
     return f"weights changed in {weights:,} of {total}, statistics in {statistics:,}"
 
 
-def unknown(layers: Sequence[Numbers]) -> int:
-    return sum(layer["same_parameters"] is None for layer in layers)
+def unknown(layers: Sequence[ChangeNumbers]) -> int:
+    return sum(layer.same_parameters is None for layer in layers)
 
 
 def write_body(page: Page, report: Report) -> None:
     """What is equal and what is not; the findings follow after it."""
-    layers: Mapping[str, Numbers] = report.measurements["layers"]  # type: ignore[assignment]
+    layers = changes_of(report)
     if not layers:
         return
     page.line()
@@ -88,22 +82,22 @@ def write_body(page: Page, report: Report) -> None:
     table(page, layers)
 
 
-def lines(layers: Mapping[str, Numbers]) -> list[tuple[str, str]]:
+def lines(layers: Mapping[str, ChangeNumbers]) -> list[tuple[str, str]]:
     found = [
         ("weights", equality(layers, "same_parameters")),
         ("statistics", equality(layers, "same_statistics")),
         ("num_batches_tracked", alike({name: counter(layer) for name, layer in layers.items()})),
     ]
-    names = dict.fromkeys(name for layer in layers.values() for name in layer["settings"])
+    names = dict.fromkeys(name for layer in layers.values() for name in layer.settings)
     for setting in names:
-        changed = {name: arrow(layer["settings"].get(setting)) for name, layer in layers.items()}
+        changed = {name: arrow(layer.settings.get(setting)) for name, layer in layers.items()}
         found.append((setting if setting != "dtype" else "dtype of statistics", alike(changed)))
     return found
 
 
-def equality(layers: Mapping[str, Numbers], fact: str) -> str:
+def equality(layers: Mapping[str, ChangeNumbers], fact: str) -> str:
     """`equal in 3 of 5 layers, changed in 2`."""
-    values = [layer[fact] for layer in layers.values()]
+    values = [getattr(layer, fact) for layer in layers.values()]
     parts = [
         f"{word} in {'all ' if values.count(value) == len(values) > 1 else ''}{count(values.count(value), 'layer')}"
         for value, word in ((True, "equal"), (False, "changed"), (None, "not comparable"))
@@ -112,13 +106,13 @@ def equality(layers: Mapping[str, Numbers], fact: str) -> str:
     return ", ".join(parts)
 
 
-def counter(layer: Numbers) -> str:
-    change = layer["counter_change"]
+def counter(layer: ChangeNumbers) -> str:
+    change = layer.counter_change
     return "not known of both" if change is None else "equal" if not change else f"{change:+,}"
 
 
-def arrow(change: Numbers | None) -> str:
-    return "equal" if change is None else f"{worded(change['before'])} -> {worded(change['after'])}"
+def arrow(change: tuple[object, object] | None) -> str:
+    return "equal" if change is None else " -> ".join(map(worded, change))
 
 
 def worded(value: object) -> str:
@@ -139,9 +133,9 @@ def alike(values: Mapping[str, str]) -> str:
     return ", ".join(parts) + (f" and {count(len(others) - 2, 'other value')}" if len(others) > 2 else "")
 
 
-def table(page: Page, layers: Mapping[str, Numbers]) -> None:
+def table(page: Page, layers: Mapping[str, ChangeNumbers]) -> None:
     """The layers whose statistics moved, the farthest first."""
-    moved = {name: layer for name, layer in layers.items() if layer["same_statistics"] is False}
+    moved = {name: layer for name, layer in layers.items() if layer.same_statistics is False}
     if not moved:
         return
     by_distance = sorted(moved, key=lambda name: -distance(moved[name]))
@@ -150,7 +144,7 @@ def table(page: Page, layers: Mapping[str, Numbers]) -> None:
     longest = max(map(cell_len, [*names, "layer"]))
     for parts, bar_width in LAYOUTS:
         header = ["weights", "mean", *parts[1:], "variance", *parts[1:]]
-        rows = [[EQUALITY[moved[name]["same_parameters"]], *shifts(moved[name], parts)] for name in shown]
+        rows = [[EQUALITY[moved[name].same_parameters], *shifts(moved[name], parts)] for name in shown]
         header = [TITLES.get(title, title) for title in header]
         widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
         room = page.console.width - 2 - sum(width + 2 for width in widths) - bar_width - 2 * (bar_width > 0)
@@ -173,11 +167,11 @@ def table(page: Page, layers: Mapping[str, Numbers]) -> None:
     page.line((legend, "dim"), indent=2)
 
 
-def shifts(layer: Numbers, parts: Sequence[str]) -> list[str]:
-    held = [layer[shift] for shift in SHIFTS]
-    return [short(min(numbers[part], 1e6), 2) if numbers else "-" for numbers in held for part in parts]
+def shifts(layer: ChangeNumbers, parts: Sequence[str]) -> list[str]:
+    both = (layer.mean_shift, layer.variance_shift)
+    return [short(min(getattr(spread, part), 1e6), 2) if spread else "-" for spread in both for part in parts]
 
 
-def distance(layer: Numbers) -> float:
+def distance(layer: ChangeNumbers) -> float:
     """The larger of the two shifts; one is None where no channel is finite, or the variances are negative."""
-    return max((float(layer[shift]["median"]) for shift in SHIFTS if layer[shift]), default=0.0)
+    return max((spread.median for spread in (layer.mean_shift, layer.variance_shift) if spread), default=0.0)

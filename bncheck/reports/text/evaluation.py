@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.text import Text
 
+from bncheck.findings.measurements import DriftMeasurements, RepeatMeasurements
+from bncheck.findings.rule import Severity
+from bncheck.reports.headlines import foremost
 from bncheck.reports.text.page import MAX_ROWS, Page
 from bncheck.wording import count, escaped, few, short
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from bncheck.findings.measurements import LayerNumbers, RunMeasurements, ShiftNumbers
     from bncheck.findings.report import Report
-
-    Numbers = Mapping[str, Any]
+    from bncheck.subjects.evaluation import Agreement, Repeat
 
 BAR_WIDTH, LEAST_BAR_WIDTH = 20, 8
 ARTEFACTS = {
@@ -25,92 +28,74 @@ ARTEFACTS = {
     "exported": "exported program",
 }
 TRAIN_MODE = "cost of train mode"  # the name of the probe
-# What the first line says of a finding; the gravest first.
-HEADLINES = {
-    "changed-in-evaluation": "evaluation rewrites the statistics of {layers}",
-    "output-not-finite": "the output is NaN or infinite",
-    "depends-on-batch": "results depend on the batch",
-    "differs-between-runs": "results differ from run to run",
-    "statistics-do-not-fit-data": "the statistics of {layers} do not fit the data",
-}
 
 
 def headline(report: Report) -> str:
     """The verdict in words: the gravest finding, or what is certain without one."""
-    for rule, words in HEADLINES.items():
-        layers = [finding for finding in report.findings if finding.rule == rule and finding.severity.value != "note"]
-        if layers:
-            named = [finding for finding in layers if finding.layer is not None]
-            shown = f"{len(named):,} of {count(len(report.layers), 'BatchNorm layer')}" if named else "the model"
-            return words.format(layers=shown)
+    told = foremost([finding for finding in report.findings if finding.severity is not Severity.NOTE])
+    if told:
+        named = [finding for finding in told if finding.layer is not None]
+        shown = f"{len(named):,} of {count(len(report.layers), 'BatchNorm layer')}" if named else "the model"
+        return told[0].headline.format(layers=shown)
     if not report.layers:
         return "no BatchNorm layer"
-    open_rules = {open_.rule for open_ in report.undecided}
-    decided = {
-        "changed-in-evaluation": "evaluation moves no statistics",
-        "statistics-do-not-fit-data": "they fit the data",
-        "differs-between-runs": "runs agree",
-        "depends-on-batch": "batches do not matter",
-    }
-    certain = [words for rule, words in decided.items() if rule in report.rules and rule not in open_rules]
-    return ", ".join(certain) or "nothing found, and not all decided"
+    return ", ".join(report.all_clear) or "nothing found, and not all decided"
 
 
 def write_body(page: Page, report: Report) -> None:
     """What was measured; of which findings are made follows after it."""
-    numbers = report.measurements
     page.line()
-    page.pair("ran", f"{ran(numbers)}")
-    if "repeat" in numbers:
-        for label, value in repeat_lines(numbers["repeat"]):  # type: ignore[arg-type]
-            page.pair(label, escaped(value))
-        return
-    for label, value in drift_lines(numbers):
-        page.pair(label, escaped(value))
-    table(page, numbers["layers"])  # type: ignore[arg-type]
+    match report.measurements:
+        case RepeatMeasurements() as numbers:
+            page.pair("ran", ran(numbers))
+            for label, value in repeat_lines(numbers.repeat):
+                page.pair(label, escaped(value))
+        case DriftMeasurements() as numbers:
+            page.pair("ran", ran(numbers))
+            for label, value in drift_lines(numbers):
+                page.pair(label, escaped(value))
+            table(page, numbers.layers)
+        case _:
+            raise AssertionError("a report of an evaluation has its measurements")
 
 
-def ran(numbers: Numbers) -> str:
-    artefact = ARTEFACTS.get(numbers["artefact"], numbers["artefact"])
-    batches = f"{numbers['batches']:,} batch{'es' * (numbers['batches'] != 1)}"
-    passes = f"{numbers['passes']:,} pass{'es' * (numbers['passes'] != 1)}"
-    return (
-        f"{artefact} on {numbers['device']}: {count(numbers['images'], 'sample')} in {batches}, {passes} over the data"
-    )
+def ran(numbers: RunMeasurements) -> str:
+    artefact = ARTEFACTS.get(numbers.artefact, numbers.artefact)
+    samples, batches = count(numbers.images, "sample"), count(numbers.batches, "batch")
+    return f"{artefact} on {numbers.device}: {samples} in {batches}, {count(numbers.passes, 'pass')} over the data"
 
 
-def drift_lines(numbers: Numbers) -> list[tuple[str, str]]:
-    layers: Mapping[str, Numbers] = numbers["layers"]
+def drift_lines(numbers: DriftMeasurements) -> list[tuple[str, str]]:
+    layers = numbers.layers
     lines = []
-    if numbers["watched"]:
-        moved = [name for name, layer in layers.items() if layer["moved"]]
-        modes = [name for name, layer in layers.items() if layer["training"]]
-        text = f"{len(moved):,} of {count(len(layers), 'layer')} ({numbers['watched']})"
+    if numbers.watched:
+        moved = [name for name, layer in layers.items() if layer.moved]
+        modes = [name for name, layer in layers.items() if layer.training]
+        text = f"{len(moved):,} of {count(len(layers), 'layer')} ({numbers.watched})"
         if modes:
             everywhere = "all" if len(modes) == len(layers) else few(modes)
             text += f"; in train mode: {everywhere}"
         lines.append(("moved in evaluation", text))
-    never = [name for name, layer in layers.items() if layer["called"] == 0]
+    never = [name for name, layer in layers.items() if layer.called == 0]
     if never:
         lines.append(("never called", few(never)))
-    cost = numbers["train_mode"]
-    if "output_change" in cost:
-        lines.append(("a pass in train mode", f"{consequence(cost)}{intervals(cost['by_batches'])}"))
-    elif TRAIN_MODE in numbers["not_measured"]:
-        lines.append(("a pass in train mode", f"not measured: {numbers['not_measured'][TRAIN_MODE]}"))
-    if numbers["fit"]:
-        lines.append(("data's statistics", f"{consequence(numbers['fit'])} if they replace the stored ones"))
+    if numbers.train_mode:
+        lines.append(("a pass in train mode", f"{consequence(numbers.train_mode)}{intervals(numbers.by_batches)}"))
+    elif TRAIN_MODE in numbers.not_measured:
+        lines.append(("a pass in train mode", f"not measured: {numbers.not_measured[TRAIN_MODE]}"))
+    if numbers.fit:
+        lines.append(("data's statistics", f"{consequence(numbers.fit)} if they replace the stored ones"))
     return lines
 
 
-def consequence(agreement: Numbers) -> str:
+def consequence(agreement: Agreement) -> str:
     """`would change 44 % of the predictions (accuracy 97.5 % before, 55.0 % after)`."""
-    changed = agreement["predictions_changed"]
+    changed = agreement.predictions_changed
     if changed is None:
-        return f"would change the output by {agreement['output_change']:.2g} of its size"
+        return f"would change the output by {agreement.output_change:.2g} of its size"
     text = f"would change {percent(changed)} of the predictions"
-    if agreement["accuracy_before"] is not None:
-        text += f" (accuracy {agreement['accuracy_before']:.1%} before, {agreement['accuracy_after']:.1%} after)"
+    if agreement.accuracy_before is not None:
+        text += f" (accuracy {agreement.accuracy_before:.1%} before, {agreement.accuracy_after:.1%} after)"
     return text
 
 
@@ -122,36 +107,36 @@ def percent(share: float) -> str:
 NOTABLE = 0.1
 
 
-def intervals(by_batches: Mapping[str, float]) -> str:
+def intervals(by_batches: Mapping[int, float]) -> str:
     """`; 10 % between 4 and 8 batches`: the first doubling at which the share is reached."""
     previous = 0
     for batches, share in by_batches.items():
         if share >= NOTABLE:
             return f"; {NOTABLE:.0%} " + (f"between {previous} and {batches} batches" if previous else "after 1 batch")
-        previous = int(batches)
+        previous = batches
     return ""
 
 
-def repeat_lines(repeat: Numbers) -> list[tuple[str, str]]:
-    identical = {True: "the same both times", False: "differ", None: "not compared"}[repeat["identical_inputs"]]
+def repeat_lines(repeat: Repeat) -> list[tuple[str, str]]:
+    identical = {True: "the same both times", False: "differ", None: "not compared"}[repeat.identical_inputs]
     lines = [("inputs", identical)]
-    if repeat["same_batches_max_difference"] is not None:
-        difference = repeat["same_batches_max_difference"]
+    if repeat.same_batches_max_difference is not None:
+        difference = repeat.same_batches_max_difference
         text = "equal bit for bit" if not difference else f"differ by up to {short(difference)} of the largest output"
-        if repeat["predictions_changed"]:
-            text += f", {repeat['predictions_changed']:,} predictions change"
-        lines.append((f"{repeat['runs']} runs", text))
-    if repeat["other_company_max_difference"] is not None:
-        within = repeat["other_company_max_difference"] <= repeat["other_company_tolerance"]
+        if repeat.predictions_changed:
+            text += f", {repeat.predictions_changed:,} predictions change"
+        lines.append((f"{repeat.runs} runs", text))
+    if repeat.other_company_max_difference is not None and repeat.company_tolerance is not None:
+        within = repeat.other_company_max_difference <= repeat.company_tolerance
         lines.append(
             (
                 "in other batches",
-                f"{short(repeat['other_company_max_difference'])} of the largest output in "
-                f"{repeat['other_company_dtype']}, {'within' if within else 'beyond'} rounding "
-                f"({short(repeat['other_company_tolerance'])})",
+                f"{short(repeat.other_company_max_difference)} of the largest output in "
+                f"{repeat.company_dtype}, {'within' if within else 'beyond'} rounding "
+                f"({short(repeat.company_tolerance)})",
             )
         )
-    for number, metrics in enumerate(repeat["metrics"], 1):
+    for number, metrics in enumerate(repeat.metrics, 1):
         if metrics:
             told = ", ".join(f"{name} {value:.6g}" for name, value in metrics.items())
             lines.append((f"evaluation {number}", told))
@@ -161,7 +146,7 @@ def repeat_lines(repeat: Numbers) -> list[tuple[str, str]]:
 COLUMNS = (("as_shipped", "moved"), ("train_mode", "train mode"), ("fit", "data"))
 
 
-def table(page: Page, layers: Mapping[str, Numbers]) -> None:
+def table(page: Page, layers: Mapping[str, LayerNumbers]) -> None:
     """The layers by damage: how far the mean moved, and a bar for the largest of the columns."""
     damage = {name: worst(layer) for name, layer in layers.items()}
     known = {name: value for name, value in damage.items() if value is not None}
@@ -170,9 +155,9 @@ def table(page: Page, layers: Mapping[str, Numbers]) -> None:
     by_damage = sorted(known, key=lambda name: -known[name])
     shown = by_damage if page.style.verbose else by_damage[:MAX_ROWS]
     highest = max(min(value, 1e6) for value in known.values())
-    columns = [(part, title) for part, title in COLUMNS if any(layers[name][part] for name in shown)]
+    columns = [(part, title) for part, title in COLUMNS if any(getattr(layers[name], part) for name in shown)]
     header = [title for _, title in columns]
-    rows = [[median(layers[name][part]) for part, _ in columns] for name in shown]
+    rows = [[median(getattr(layers[name], part)) for part, _ in columns] for name in shown]
     widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
     names = [escaped(name) or "(the module itself)" for name in shown]
     name_width = max(map(cell_len, [*names, "layer"]))
@@ -193,18 +178,18 @@ def table(page: Page, layers: Mapping[str, Numbers]) -> None:
     page.line((legend, "dim"), indent=2)
 
 
-def worst(layer: Numbers) -> float | None:
-    values = [value for part, _ in COLUMNS if (value := farther(layer[part])) is not None]
+def worst(layer: LayerNumbers) -> float | None:
+    values = [value for part, _ in COLUMNS if (value := farther(getattr(layer, part))) is not None]
     return max(values) if values else None
 
 
-def farther(shift: Numbers) -> float | None:
+def farther(shift: ShiftNumbers | None) -> float | None:
     """The median over the channels of the shift of the mean, or of the spread if that moved more."""
-    if not shift or not shift["mean_shift"]:
+    if not shift or not shift.mean_shift or not shift.variance_shift:
         return None
-    return float(max(shift["mean_shift"]["median"], shift["variance_shift"]["median"]))
+    return max(shift.mean_shift.median, shift.variance_shift.median)
 
 
-def median(shift: Numbers) -> str:
+def median(shift: ShiftNumbers | None) -> str:
     value = farther(shift)
     return "-" if value is None else short(value, 2)

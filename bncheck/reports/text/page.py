@@ -12,6 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from bncheck.findings.measurements import PairMeasurements, RecalibrationMeasurements
 from bncheck.findings.report import Verdict
 from bncheck.findings.rule import Severity
 from bncheck.subjects.layer import Known, Normalises
@@ -303,11 +304,11 @@ def part_for(report: Report) -> Any:
         from bncheck.reports.text import gate as text_gate
 
         return text_gate
-    if "pair" in report.measurements:
+    if isinstance(report.measurements, PairMeasurements):
         from bncheck.reports.text import diff as text_diff
 
         return text_diff
-    if "recalibration" in report.measurements:
+    if isinstance(report.measurements, RecalibrationMeasurements):
         from bncheck.reports.text import recalibration as text_recalibration
 
         return text_recalibration

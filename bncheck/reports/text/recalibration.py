@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from bncheck.findings.measurements import RecalibrationMeasurements
+from bncheck.reports.text.evaluation import percent
 from bncheck.reports.text.page import MAX_ROWS, Page
 from bncheck.wording import count, escaped, few, short
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from bncheck.findings.measurements import NewNumbers
     from bncheck.findings.report import Report
-
-    Numbers = Mapping[str, Any]
+    from bncheck.subjects.evaluation import Agreement
 
 VARIANCES = {
     "within-batch": "within-batch, what running_var follows in training",
@@ -22,71 +24,74 @@ VARIANCES = {
 }
 
 
+def numbers_of(report: Report) -> RecalibrationMeasurements:
+    assert isinstance(report.measurements, RecalibrationMeasurements)
+    return report.measurements
+
+
 def headline(report: Report) -> str:
     """What was done, in words."""
-    numbers: Numbers = report.measurements["recalibration"]  # type: ignore[assignment]
-    layers = count(len(numbers["layers"]), "BatchNorm layer")
-    of = f"of {numbers['from']}" if numbers["from"] else "of the data"
-    done = "has" if numbers["target"] else "would have"
+    numbers = numbers_of(report)
+    layers = count(len(numbers.layers), "BatchNorm layer")
+    of = f"of {numbers.copied_from}" if numbers.copied_from else "of the data"
+    done = "has" if numbers.target else "would have"
     return f"{done} the statistics {of} in {layers}"
 
 
 def write_body(page: Page, report: Report) -> None:
     """How the statistics were found, what the model does with the old and the new ones, and how far each layer went."""
-    numbers: Numbers = report.measurements["recalibration"]  # type: ignore[assignment]
+    numbers = numbers_of(report)
     page.line()
     for label, value in lines(numbers):
         page.pair(label, escaped(value))
-    table(page, numbers["layers"])
+    table(page, numbers.layers)
 
 
-def lines(numbers: Numbers) -> list[tuple[str, str]]:
-    target = numbers["target"]
-    told = [("input", numbers["source"]), ("output", target or "none: this was a dry run")]
-    if numbers["from"]:
-        told.append(("statistics of", numbers["from"]))
+def lines(numbers: RecalibrationMeasurements) -> list[tuple[str, str]]:
+    told = [("input", numbers.source), ("output", numbers.target or "none: this was a dry run")]
+    estimated = numbers.estimated
+    if estimated is None:
+        told.append(("statistics of", str(numbers.copied_from)))
         return told
-    batches = f"{numbers['batches']:,} batch{'es' * (numbers['batches'] != 1)}"
-    passes = f"{numbers['passes']:,} pass{'es' * (numbers['passes'] != 1)}"
-    told.append(("statistics of", f"{count(numbers['images'], 'sample')} in {batches} on {numbers['device']}"))
-    told.append(("method", f"{numbers['method']}, {passes}"))
-    told.append(("variance", VARIANCES[numbers["variance"]]))
-    for when in ("before", "after"):
-        if numbers[when]:
-            told.append((when, consequence(numbers[when])))
+    samples, batches = count(estimated.images, "sample"), count(estimated.batches, "batch")
+    told.append(("statistics of", f"{samples} in {batches} on {estimated.device}"))
+    told.append(("method", f"{numbers.method}, {count(estimated.passes, 'pass')}"))
+    told.append(("variance", VARIANCES[estimated.variance]))
+    told += [
+        (when, consequence(agreement))
+        for when, agreement in (("before", estimated.before), ("after", estimated.after))
+        if agreement
+    ]
     reasons: dict[str, list[str]] = {}
-    for name, reason in numbers["kept"].items():
+    for name, reason in numbers.kept.items():
         reasons.setdefault(reason, []).append(name)
     told += [("kept as they are", f"{few(names)}: {reason}") for reason, names in reasons.items()]
     return told
 
 
-def consequence(agreement: Numbers) -> str:
+def consequence(agreement: Agreement) -> str:
     """`accuracy 10.0 %; 86 % of the predictions differ from those with the data's statistics`."""
-    accuracy = agreement["accuracy_before"]
-    start = f"accuracy {accuracy:.1%}; " if accuracy is not None else ""
-    flips = agreement["predictions_changed"]
+    start = f"accuracy {agreement.accuracy_before:.1%}; " if agreement.accuracy_before is not None else ""
+    flips = agreement.predictions_changed
     if flips is None:
-        return f"{start}the output is {agreement['output_change']:.2g} of its size off that with the data's statistics"
-    share = f"{flips:.1%}" if 0 < flips < 0.1 else f"{flips:.0%}"
-    return f"{start}{share} of the predictions differ from those with the data's statistics"
+        return f"{start}the output is {agreement.output_change:.2g} of its size off that with the data's statistics"
+    return f"{start}{percent(flips)} of the predictions differ from those with the data's statistics"
 
 
-def table(page: Page, layers: Mapping[str, Numbers]) -> None:
+def table(page: Page, layers: Mapping[str, NewNumbers]) -> None:
     """The layers by how far they went, the farthest first."""
-    known = {name: layer for name, layer in layers.items() if layer.get("mean_shift") and layer.get("variance_shift")}
+    known = {
+        name: (new.shift.mean_shift.median, new.shift.variance_shift.median, new.counter)
+        for name, new in layers.items()
+        if new.shift and new.shift.mean_shift and new.shift.variance_shift
+    }
     if not known:
         return
-    farthest = sorted(known, key=lambda name: -known[name]["mean_shift"]["median"])
+    farthest = sorted(known, key=lambda name: -known[name][0])
     shown = farthest if page.style.verbose else farthest[:MAX_ROWS]
     header = ["mean", "std", "updates"]
     rows = [
-        [
-            short(known[name]["mean_shift"]["median"], 2),
-            short(known[name]["variance_shift"]["median"], 2),
-            counters(known[name]["num_batches_tracked"]),
-        ]
-        for name in shown
+        [short(mean, 2), short(std, 2), counters(counter)] for mean, std, counter in (known[name] for name in shown)
     ]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     names = [escaped(name) or "(the module itself)" for name in shown]
@@ -102,6 +107,5 @@ def table(page: Page, layers: Mapping[str, Numbers]) -> None:
     )
 
 
-def counters(held: Numbers) -> str:
-    before, after = ("-" if held[key] is None else f"{held[key]:,}" for key in ("before", "after"))
-    return f"{before} -> {after}"
+def counters(counter: tuple[int | float | None, int | float | None]) -> str:
+    return " -> ".join("-" if value is None else f"{value:,}" for value in counter)
