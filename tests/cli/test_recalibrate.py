@@ -225,6 +225,125 @@ def test_what_cannot_be_done_is_an_error(kind: str, recalibrate: Callable[..., R
     assert result.stdout == ""
 
 
+HEALTHY = SAMPLES / "healthy.pt"
+
+
+def below(prefix: str, state: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+def one_norm(prefix: str) -> dict[str, Any]:
+    return below(prefix, nn.BatchNorm2d(5).state_dict())
+
+
+def changed_parameters(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: value + 1 if key.endswith(("weight", "bias")) else value for key, value in state.items()}
+
+
+# Each: the checkpoint from that with reset statistics, the other from a healthy one, what is asked for, and the prefix
+# under which the layers of the new file stand.
+PREFIXED: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any], tuple[str, ...], str]] = {
+    "beside another layer": (
+        lambda own: {**below("net.", own), **one_norm("aux.bn.")},
+        lambda other: other,
+        ("--layer", "net.*"),
+        "net.",
+    ),
+    "in a joint model": (
+        lambda own: own,
+        lambda other: {**below("net.", other), **one_norm("aux.bn.")},
+        (),
+        "",
+    ),
+    "a prefix on either side": (
+        lambda own: {**below("net.", own), **one_norm("aux.bn.")},
+        lambda other: below("student.encoder.", other),
+        ("--layer", "net.*"),
+        "net.",
+    ),
+    "wrappers": (
+        lambda own: below("module._orig_mod.net.", own),
+        lambda other: below("_orig_mod.module.", other),
+        (),
+        "module._orig_mod.net.",
+    ),
+    "one layer only": (
+        lambda own: {**below("net.", own), **one_norm("aux.bn.")},
+        lambda other: other,
+        ("--layer", "net.block.bn2"),
+        "net.",
+    ),
+    "two candidates": (
+        lambda own: own,
+        lambda other: {**below("rgb.", changed_parameters(DigitNet().state_dict())), **below("depth.", other)},
+        (),
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PREFIXED)
+def test_layers_are_matched_as_diff_matches_them(name: str, tmp_path: Path, recalibrate: Callable[..., Result]) -> None:
+    own, other, options, prefix = PREFIXED[name]
+    healthy = torch.load(HEALTHY)
+    torch.save(own(torch.load(RESET)), tmp_path / "own.pt")
+    torch.save(other(healthy), tmp_path / "other.pt")
+    arguments = ("--output", tmp_path / "new.pt", "--fail-on", "never", "--format", "json")
+    result = recalibrate(tmp_path / "own.pt", "--from", tmp_path / "other.pt", *options, *arguments)
+    assert result.exit_code == 0, result.output
+    layers = ["block.bn2"] if name == "one layer only" else list(LAYERS)
+    assert len(layers) == len(recalibration(result)["layers"])
+    new = torch.load(tmp_path / "new.pt")
+    for layer in layers:
+        for part in MEASURED:
+            assert torch.equal(healthy[f"{layer}.{part}"], new[f"{prefix}{layer}.{part}"])
+    compared = CliRunner().invoke(
+        app, ["diff", str(tmp_path / "new.pt"), str(tmp_path / "other.pt"), "--fail-on", "never", "--format", "json"]
+    )
+    pairs = json.loads(compared.stdout)["reports"][0]["measurements"]["layers"].values()
+    by_name = {pair["name_before"]: pair for pair in pairs}
+    assert all(by_name[layer]["same_statistics"] for layer in recalibration(result)["layers"])
+
+
+@pytest.mark.parametrize("group", ["ema", "model"])
+def test_the_group_that_is_named_is_looked_for_in_both_files(
+    group: str, tmp_path: Path, recalibrate: Callable[..., Result]
+) -> None:
+    reset, healthy = torch.load(RESET), torch.load(HEALTHY)
+    torch.save({"model": reset, "ema": below("net.", torch.load(RESET))}, tmp_path / "own.pt")
+    torch.save({"model": healthy, "ema": healthy}, tmp_path / "other.pt")
+    new = tmp_path / "new.pt"
+    result = recalibrate(
+        tmp_path / "own.pt", "--from", tmp_path / "other.pt", "--group", group, "-o", new, "--fail-on", "never"
+    )
+    assert result.exit_code == 0, result.output
+    written = torch.load(new)
+    prefix = "net." if group == "ema" else ""
+    assert torch.equal(healthy["stem.1.running_mean"], written[group][f"{prefix}stem.1.running_mean"])
+    untouched = written["model" if group == "ema" else "ema"]
+    assert all(torch.equal(reset[key.removeprefix("net.")], value) for key, value in untouched.items())
+
+
+def test_a_group_of_the_other_file_alone_is_taken_from_there(
+    tmp_path: Path, recalibrate: Callable[..., Result]
+) -> None:
+    reset, healthy = torch.load(RESET), torch.load(HEALTHY)
+    torch.save(reset, tmp_path / "own.pt")
+    torch.save({"model": reset, "ema": below("net.", healthy)}, tmp_path / "other.pt")
+    new = tmp_path / "new.pt"
+    result = recalibrate(tmp_path / "own.pt", "--from", tmp_path / "other.pt", "--group", "ema", "-o", new)
+    assert result.exit_code == 0, result.output
+    assert torch.equal(healthy["stem.1.running_mean"], torch.load(new)["stem.1.running_mean"])
+
+
+def test_layers_without_a_counterpart_are_named(tmp_path: Path, recalibrate: Callable[..., Result]) -> None:
+    torch.save({**below("net.", torch.load(RESET)), **one_norm("aux.bn.")}, tmp_path / "joint.pt")
+    result = recalibrate(tmp_path / "joint.pt", "--from", HEALTHY, "--dry-run")
+    assert result.exit_code == 2
+    assert "does not have the layers aux.bn" in " ".join(result.stderr.split())
+    assert "net." not in result.stderr
+
+
 def test_layers_are_not_matched_by_the_end_of_their_name_alone(
     tmp_path: Path, recalibrate: Callable[..., Result]
 ) -> None:
