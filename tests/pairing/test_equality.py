@@ -15,6 +15,7 @@ from torch import nn
 import bncheck
 from bncheck.checkpoints import read_checkpoint
 from bncheck.checkpoints.sources.local import FileSource
+from bncheck.findings.measurements import as_json
 from bncheck.pairing.equality import PIECE, equal_tensors, statistics_equal
 from bncheck.subjects.checkpoint import Tensor
 from tests.rules.layers import layer
@@ -81,7 +82,7 @@ def test_comparing_large_convolutions_takes_little_memory(tmp_path: Path) -> Non
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    measured: Any = report.measurements["layers"]
+    measured: Any = as_json(report.measurements)["layers"]
     assert measured["1"]["fed_by"] == ("0.weight",)
     assert peak < 12 * 2**20
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import bncheck
+from bncheck.findings.measurements import as_json
 from bncheck.findings.report import Report
 from tests.pairing.networks import network
 
