@@ -128,7 +128,7 @@ def copy_statistics(path: Path, other: Path, options: RecalibrateOptions) -> Rep
             report = inspected(target, options, rules)
         else:
             report = diagnose(with_statistics(checkpoint, group, statistics), options.threshold, rules)
-    notes = (*match_notes(found, path, other_checkpoint), *counter_notes(plan.without_counter))
+    notes = (*match_notes(found, path, other_checkpoint, options.group), *counter_notes(plan.without_counter))
     return finished(report, None, numbers, notes, options)
 
 
@@ -177,11 +177,11 @@ def matched(layers: tuple[BatchNormLayer, ...], group: Group, other: Checkpoint,
     return found
 
 
-def match_notes(found: Counterparts, path: Path, other: Checkpoint) -> Iterator[str]:
-    """How names and groups were brought together, where there was something to choose."""
+def match_notes(found: Counterparts, path: Path, other: Checkpoint, wanted: str | None) -> Iterator[str]:
+    """How names and groups were brought together, where that was not said."""
     if found.naming != SAME_NAMES:
         yield prefix_note(found.naming, str(path), other.source)
-    if len(groups_named(other, None)) > 1:
+    if len(groups_named(other, None)) > 1 and not is_in(wanted, other):
         yield left_out(other, found.group, "--group", "taken")
 
 

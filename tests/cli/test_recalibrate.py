@@ -336,6 +336,91 @@ def test_a_group_of_the_other_file_alone_is_taken_from_there(
     assert torch.equal(healthy["stem.1.running_mean"], torch.load(new)["stem.1.running_mean"])
 
 
+def test_of_two_parts_the_one_that_is_asked_for_is_matched(tmp_path: Path, recalibrate: Callable[..., Result]) -> None:
+    """Either fits: only --layer tells them apart."""
+    reset, healthy = torch.load(RESET), torch.load(HEALTHY)
+    torch.save({**below("rgb.", reset), **below("depth.", torch.load(RESET))}, tmp_path / "own.pt")
+    new = tmp_path / "new.pt"
+    result = recalibrate(
+        tmp_path / "own.pt", "--from", HEALTHY, "--layer", "depth.*", "-o", new, "--fail-on", "never", "--width", 300
+    )
+    assert result.exit_code == 0, result.output
+    assert f"layers below 'depth.' in {tmp_path / 'own.pt'} are matched with those of {HEALTHY}" in result.stdout
+    written = torch.load(new)
+    assert torch.equal(healthy["stem.1.running_mean"], written["depth.stem.1.running_mean"])
+    assert torch.equal(reset["stem.1.running_mean"], written["rgb.stem.1.running_mean"])
+
+
+def test_of_several_groups_the_one_with_equal_parameters_is_taken_and_said(
+    tmp_path: Path, recalibrate: Callable[..., Result]
+) -> None:
+    healthy = torch.load(HEALTHY)
+    torch.save({"model": changed_parameters(healthy), "ema": healthy}, tmp_path / "other.pt")
+    new = tmp_path / "new.pt"
+    result = recalibrate(RESET, "--from", tmp_path / "other.pt", "--output", new, "--width", 300)
+    assert result.exit_code == 0, result.output
+    assert f"of {tmp_path / 'other.pt'}, ema is taken, not model (--group chooses)" in result.stdout
+    assert torch.equal(healthy["stem.1.running_mean"], torch.load(new)["stem.1.running_mean"])
+
+
+def test_of_groups_that_nothing_tells_apart_one_must_be_named(
+    tmp_path: Path, recalibrate: Callable[..., Result]
+) -> None:
+    other = changed_parameters(torch.load(HEALTHY))
+    torch.save({"model": other, "ema": other}, tmp_path / "other.pt")
+    result = recalibrate(RESET, "--from", tmp_path / "other.pt", "--dry-run")
+    assert result.exit_code == 2
+    assert "holds more than one model: 'model', 'ema'" in " ".join(result.stderr.split())
+    named = recalibrate(RESET, "--from", tmp_path / "other.pt", "--dry-run", "--group", "ema")
+    assert named.exit_code == 0, named.output
+
+
+def test_a_single_layer_below_a_prefix_is_known_by_its_parameters(
+    tmp_path: Path, recalibrate: Callable[..., Result]
+) -> None:
+    state = {key.removeprefix("stem."): value for key, value in torch.load(HEALTHY).items() if key.startswith("stem.")}
+    for name, held in (("same.pt", state), ("other.pt", changed_parameters(state))):
+        torch.save(held, tmp_path / name)
+    options = ("--layer", "stem.*", "--dry-run", "--fail-on", "never")
+    assert recalibrate(RESET, "--from", tmp_path / "same.pt", *options).exit_code == 0
+    refused = recalibrate(RESET, "--from", tmp_path / "other.pt", *options)
+    assert refused.exit_code == 2
+    assert "does not have the layers stem.1" in " ".join(refused.stderr.split())
+
+
+def test_a_block_that_is_like_one_of_another_network_is_not_matched(
+    tmp_path: Path, recalibrate: Callable[..., Result]
+) -> None:
+    """Two layers match by name and width, out of eight and ten."""
+    mine, others = (
+        [f"{part}.{block}.bn{place}" for block in range(blocks) for place in (1, 2)]
+        for part, blocks in (("stage", 4), ("tower", 5))
+    )
+    for name, norms in (("own.pt", mine), ("other.pt", others)):
+        widths = {norm: 4 if ".0." in norm else 5 + place + len(norms) for place, norm in enumerate(norms)}
+        torch.save(
+            {
+                f"{norm}.{key}": held
+                for norm in norms
+                for key, held in nn.BatchNorm2d(widths[norm]).state_dict().items()
+            },
+            tmp_path / name,
+        )
+    result = recalibrate(tmp_path / "own.pt", "--from", tmp_path / "other.pt", "--layer", "stage.0.*", "--dry-run")
+    assert result.exit_code == 2
+    assert "does not have the layers stage.0.bn1, stage.0.bn2" in " ".join(result.stderr.split())
+
+
+def test_layers_of_the_same_name_and_another_width_are_told_by_their_numbers(
+    tmp_path: Path, recalibrate: Callable[..., Result]
+) -> None:
+    for name, width in (("own.pt", 4), ("other.pt", 6)):
+        torch.save(nn.Sequential(nn.Conv2d(1, width, 1), nn.BatchNorm2d(width)).state_dict(), tmp_path / name)
+    result = recalibrate(tmp_path / "own.pt", "--from", tmp_path / "other.pt", "--dry-run")
+    assert result.exit_code == 2
+    assert "has 4 numbers and should get 6" in " ".join(result.stderr.split())
+
+
 def test_layers_without_a_counterpart_are_named(tmp_path: Path, recalibrate: Callable[..., Result]) -> None:
     torch.save({**below("net.", torch.load(RESET)), **one_norm("aux.bn.")}, tmp_path / "joint.pt")
     result = recalibrate(tmp_path / "joint.pt", "--from", HEALTHY, "--dry-run")
