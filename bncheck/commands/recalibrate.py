@@ -30,13 +30,14 @@ from bncheck.options.data import Samples
 from bncheck.options.model import OneCheckpoint
 from bncheck.options.option import make
 from bncheck.options.probing import RecalibrateOptions
-from bncheck.pairing.names import layer_pairs
+from bncheck.pairing.groups import counterparts, left_out, likeliest, prefix_note
+from bncheck.pairing.names import SAME_NAMES
 from bncheck.rules import DRIFT_RULES, INSPECT_RULES
 from bncheck.subjects.shift import shift
 from bncheck.wording import few
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import torch
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from bncheck.evaluation.probes.recalibrate import Recalibration, RecalibrationOptions
     from bncheck.findings.report import Report
     from bncheck.findings.rule import Rule
+    from bncheck.pairing.groups import Counterparts
     from bncheck.subjects.checkpoint import Checkpoint, Group
     from bncheck.subjects.evaluation import Evaluation
     from bncheck.subjects.layer import BatchNormLayer
@@ -98,7 +100,7 @@ def output_of(options: RecalibrateOptions) -> Path | None:
 def copy_statistics(path: Path, other: Path, options: RecalibrateOptions) -> Report:
     """Writes a copy of a checkpoint that has the statistics of another one, and nothing else of it.
 
-    Layers are matched by name, a prefix that all have in one of the two files aside.
+    Layers are matched as `bncheck diff` matches them: by name, prefixes aside.
 
     Raises:
         BncheckError: a file cannot be read, the layers do not match, or the copy cannot be written.
@@ -108,15 +110,12 @@ def copy_statistics(path: Path, other: Path, options: RecalibrateOptions) -> Rep
     if output:
         check_target(output, [path, other], force=options.force)
     with open_source(path) as source, open_source(other) as other_source:
-        checkpoint = read_writable(source)
-        group = choose_group(checkpoint, options.group)
-        giving = choose_group(
-            read_checkpoint(other_source), options.group if is_in(options.group, other_source) else None
-        )
+        checkpoint, other_checkpoint = read_writable(source), read_checkpoint(other_source)
+        names_other_alone = is_in(options.group, other_checkpoint) and not is_in(options.group, checkpoint)
+        group = choose_group(checkpoint, None if names_other_alone else options.group)
         chosen_layers = layers_named(group, tuple(options.layer), path)
-        statistics = {
-            layer.name: statistics_of(pair, other) for layer, pair in matched(chosen_layers, giving, group, other)
-        }
+        found = matched(chosen_layers, group, other_checkpoint, options.group)
+        statistics = {name: statistics_of(layer, other) for name, layer in found.layers.items()}
         plan = plan_rewrite(source, group.name, statistics)
         numbers = RecalibrationMeasurements(
             str(path),
@@ -130,11 +129,21 @@ def copy_statistics(path: Path, other: Path, options: RecalibrateOptions) -> Rep
             report = inspected(target, options, rules)
         else:
             report = diagnose(with_statistics(checkpoint, group, statistics), options.threshold, rules)
-    return finished(report, None, numbers, counter_notes(plan.without_counter), options)
+    notes = (*match_notes(found, path, other_checkpoint, options.group), *counter_notes(plan.without_counter))
+    return finished(report, None, numbers, notes, options)
 
 
-def is_in(glob: str | None, source: Source) -> bool:
-    return glob is not None and any(fits(group.name, (glob,)) for group in read_checkpoint(source).groups)
+def is_in(glob: str | None, checkpoint: Checkpoint) -> bool:
+    return glob is not None and bool(groups_named(checkpoint, glob))
+
+
+def groups_named(checkpoint: Checkpoint, glob: str | None) -> tuple[Group, ...]:
+    """The groups with layers that the glob names; all of them without one."""
+    groups = tuple(group for group in checkpoint.groups if group.layers)
+    if glob is None:
+        return groups
+    exact = tuple(group for group in groups if group.name == glob)
+    return exact or tuple(group for group in groups if fits(group.name, (glob,)))
 
 
 def layers_named(group: Group, globs: tuple[str, ...], path: Path) -> tuple[BatchNormLayer, ...]:
@@ -150,28 +159,31 @@ def layers_named(group: Group, globs: tuple[str, ...], path: Path) -> tuple[Batc
     return held
 
 
-def matched(
-    layers: tuple[BatchNormLayer, ...], giving: Group, group: Group, other: Path
-) -> list[tuple[BatchNormLayer, BatchNormLayer]]:
-    """Each layer with the one of the other checkpoint that has its name, or has it behind a prefix.
+def matched(layers: tuple[BatchNormLayer, ...], group: Group, other: Checkpoint, wanted: str | None) -> Counterparts:
+    """Each layer with the one of the other checkpoint that belongs to it.
 
-    A prefix must hold for all layers with statistics, since that of a few could be found in a wrong place.
+    Raises:
+        UsageError: one has none there, or the other holds several groups that could be meant.
     """
-    by_name = {layer.name: layer for layer in giving.layers}
-    if all(layer.name in by_name for layer in layers):
-        return [(layer, by_name[layer.name]) for layer in layers]
-    held = tuple(layer for layer in group.layers if layer.running_mean is not None)
-    pairs = [
-        pair
-        for pair in layer_pairs(giving, replace(group, layers=held))
-        if any(pair.second is layer for layer in layers)
-    ]
-    if not pairs:
+    wanted = wanted if is_in(wanted, other) else None
+    found = likeliest(layers, group, groups_named(other, wanted)) or counterparts(
+        layers, group, choose_group(other, wanted)
+    )
+    missing = [layer.name for layer in layers if layer.name not in found.layers]
+    if missing:
         raise UsageError(
-            f"{other} does not have the layers {few([layer.name for layer in layers])}",
+            f"{other.source} does not have the layers {few(missing)}",
             "Both must be of the same network; --layer restricts what is copied.",
         )
-    return [(pair.second, pair.first) for pair in pairs]
+    return found
+
+
+def match_notes(found: Counterparts, path: Path, other: Checkpoint, wanted: str | None) -> Iterator[str]:
+    """How names and groups were brought together, where that was not said."""
+    if found.naming != SAME_NAMES:
+        yield prefix_note(found.naming, str(path), other.source)
+    if len(groups_named(other, None)) > 1 and not is_in(wanted, other):
+        yield left_out(other, found.group, "--group", "taken")
 
 
 def statistics_of(layer: BatchNormLayer, other: Path) -> NewStatistics:

@@ -1,47 +1,222 @@
-"""Matches what belongs together in two networks of the same shape: names below a prefix, layers, parameters."""
+"""The one search for names that belong together: those of one network, and those of another with other prefixes.
+
+The names of one may have something in front that those of the other lack: the part of a joint model, the attribute of
+a training framework. What fits most names is taken; of several that fit as many layers, what has most parameters equal.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bncheck.subjects.layer import StatisticsUse
+from bncheck.pairing.equality import PARAMETERS, STATISTICS, parameters_equal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from bncheck.subjects.checkpoint import Group, Tensor
-    from bncheck.subjects.layer import Array, BatchNormLayer
+    from bncheck.subjects.checkpoint import Group
+    from bncheck.subjects.layer import BatchNormLayer
 
-# Of the tensors beside the BatchNorm layers, this many are read to tell whether parameters differ, none larger than
-# this, which is also the most that a reader gives at once: a float32 convolution of 4 MiB.
-MOST_READ = 8
-LARGEST_READ = 2**20
-FROM_COARSE_TO_FINE = ("bfloat16", "float16", "float32", "float64")
+    LayerPairs = list[tuple[BatchNormLayer, BatchNormLayer]]
 
-
-# -- names
+# Names that propose prefixes on both sides, and proposals that are tried. One name in its place is enough.
+PROPOSING = 16
+TRIED = 32
 
 
-def common_prefix(file_names: Sequence[str], model_names: Sequence[str]) -> tuple[str, str]:
-    """What the file's names have before those of the architecture, or the other way round; the most frequent pair."""
-    known = set(model_names)
-    if known.intersection(file_names) or not known or not file_names:
-        return "", ""
-    votes: dict[tuple[str, str], int] = {}
-    by_end: dict[str, list[str]] = {}
-    for name in model_names:
-        by_end.setdefault(name.rpartition(".")[2], []).append(name)
-    for name in file_names:
-        for other in by_end.get(name.rpartition(".")[2], []):
-            if name.endswith(f".{other}"):
-                pair = (name.removesuffix(other), "")
-            elif other.endswith(f".{name}"):
-                pair = ("", other.removesuffix(name))
-            else:
-                continue
-            votes[pair] = votes.get(pair, 0) + 1
-    return max(votes, key=lambda pair: (votes[pair], -len(pair[0]) - len(pair[1]))) if votes else ("", "")
+# -- how names become those of the other network
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """How a name of the first network becomes one of the second: `put` in place of `instead_of`, at its front."""
+
+    put: str
+    instead_of: str
+
+    def name(self, name: str) -> str | None:
+        """The name in the second network; None where there can be none."""
+        return self.put + name.removeprefix(self.instead_of) if name.startswith(self.instead_of) else None
+
+    @property
+    def inverse(self) -> Alignment:
+        """How a name of the second becomes one of the first."""
+        return Alignment(self.instead_of, self.put)
+
+
+SAME_NAMES = Alignment("", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """What the user says: names below a prefix of the first network are those below another of the second."""
+
+    prefixes: tuple[tuple[str, str], ...]
+
+    def name(self, name: str) -> str | None:
+        for before, after in self.prefixes:
+            if name.startswith(before):
+                return after + name.removeprefix(before)
+        return name
+
+
+Naming = Alignment | Mapped
+
+
+# -- the search
+
+
+def align(first: Sequence[str], second: Sequence[str]) -> Alignment:
+    """The prefix of one side with which most names of the first are names of the second; none where none fits more.
+
+    A prefix on both sides is not looked for: where names alone decide, a block of one network would be found in any
+    other whose blocks have the same names inside.
+    """
+    known = set(second)
+    return best(
+        proposals(first, second, one_sided=True),
+        lambda naming: (sum(naming.name(name) in known for name in first),),
+    )
+
+
+def alignment_of(
+    first: Group, second: Group, wanted: Sequence[BatchNormLayer] = (), *, one_sided: bool = False
+) -> Alignment:
+    """The prefixes with which most layers of two groups match; of several, those where most parameters are equal.
+
+    Args:
+        first, second: the groups. Layers without statistics in the second count, too, after all others.
+        wanted: layers of the first that matter more than the rest, which only tells where those leave a choice.
+        one_sided: whether only one of the two may have a prefix.
+    """
+    mine, others = [layer.name for layer in first.layers], names_of(second)
+    proposed = proposals(mine, others, one_sided=one_sided)
+    if wanted:
+        proposed = list(dict.fromkeys([*proposals([layer.name for layer in wanted], others), *proposed]))
+    matter_more = {id(layer) for layer in wanted}
+
+    def fit(naming: Alignment) -> tuple[int, ...]:
+        pairs = matched(first, second, naming)
+        foremost = sum(id(layer) in matter_more for layer, _ in pairs)
+        return foremost, len(pairs), len(stripped(first, second, naming))
+
+    return best(proposed, fit, lambda naming: equal_parameters(first, second, naming))
+
+
+def best(
+    proposed: Sequence[Alignment],
+    fit: Callable[[Alignment], tuple[int, ...]],
+    decide: Callable[[Alignment], int] = lambda _: 0,
+) -> Alignment:
+    """The alignment that fits best; of several the one for which `decide` gives most, else the first of them."""
+    fits = {naming: fit(naming) for naming in proposed}
+    most = max(fits.values())
+    equally_good = [naming for naming in proposed if fits[naming] == most]
+    return max(equally_good, key=decide) if len(equally_good) > 1 and any(most) else equally_good[0]
+
+
+def proposals(first: Sequence[str], second: Sequence[str], *, one_sided: bool = False) -> list[Alignment]:
+    """Equal names, and what is left in front of names that end alike; what most names propose comes first."""
+    votes = prefixes_of_one(first, second)
+    if not one_sided:
+        votes.update(prefixes_of_both(first, second))
+    ranked = sorted(votes, key=lambda one: (-votes[one], len(one.put) + len(one.instead_of)))
+    return [SAME_NAMES, *ranked[:TRIED]]
+
+
+def prefixes_of_one(first: Sequence[str], second: Sequence[str]) -> Counter[Alignment]:
+    """The prefixes without which a name is one of the other side, and how many names say so."""
+    votes: Counter[Alignment] = Counter()
+    mine, others = set(first), set(second)
+    for name in first:
+        votes.update(Alignment("", prefix) for prefix, end in split(name) if end in others)
+    for name in second:
+        votes.update(Alignment(prefix, "") for prefix, end in split(name) if end in mine)
+    return votes
+
+
+def prefixes_of_both(first: Sequence[str], second: Sequence[str]) -> Counter[Alignment]:
+    """What stands on both sides in front of names that end alike.
+
+    Some names of the side that has fewer are asked, since all of those may have a counterpart; each votes for as many
+    as it stands for.
+    """
+    votes: Counter[Alignment] = Counter()
+    fewer, more = (first, second) if len(first) <= len(second) else (second, first)
+    by_end: dict[str, list[list[str]]] = {}
+    for name in more:
+        parts = name.split(".")
+        by_end.setdefault(parts[-1], []).append(parts)
+    step = max(-(-len(fewer) // PROPOSING), 1)
+    for name in fewer[::step]:
+        parts = name.split(".")
+        for other in by_end.get(parts[-1], []):
+            alike = common_end(parts, other)
+            if alike < min(len(parts), len(other)):  # else one has no prefix
+                own, its = ("".join(f"{part}." for part in names[: len(names) - alike]) for names in (parts, other))
+                votes[Alignment(its, own) if fewer is first else Alignment(own, its)] += step
+    return votes
+
+
+def common_end(parts: Sequence[str], others: Sequence[str]) -> int:
+    """How many parts are alike from the end."""
+    alike = 0
+    while alike < min(len(parts), len(others)) and parts[-alike - 1] == others[-alike - 1]:
+        alike += 1
+    return alike
+
+
+# -- the layers of two groups
+
+
+def matched(first: Group, second: Group, naming: Naming) -> LayerPairs:
+    """The layers of the same name, and the same number of channels as far as that is known."""
+    by_name = {layer.name: layer for layer in second.layers}
+    pairs = []
+    for layer in first.layers:
+        name = naming.name(layer.name)
+        other = by_name.get(name) if name is not None else None
+        if other is not None and may_be_as_wide(layer, other):
+            pairs.append((layer, other))
+    return pairs
+
+
+def may_be_as_wide(layer: BatchNormLayer, other: BatchNormLayer) -> bool:
+    """Whether two layers have as many channels, as far as that is known."""
+    widths = (layer.num_features, other.num_features)
+    return None in widths or widths[0] == widths[1]
+
+
+def stripped(first: Group, second: Group, naming: Naming) -> list[BatchNormLayer]:
+    """Layers of the first group with statistics whose weight or bias is in the second, which has no statistics."""
+    known = {layer.name for layer in second.layers}
+    found = []
+    for layer in first.layers:
+        name = naming.name(layer.name)
+        if name is None or name in known or not all(layer.has(part) for part in STATISTICS):
+            continue
+        held = [second.tensors.get(f"{name}.{part}") for part in PARAMETERS]
+        if any(tensor is not None and tensor.shape == (layer.num_features,) for tensor in held):
+            found.append(layer)
+    return found
+
+
+def equal_parameters(first: Group, second: Group, naming: Naming) -> int:
+    """How many of the layers that match have equal weights and biases."""
+    return sum(parameters_equal(*pair, first, second) is True for pair in matched(first, second, naming))
+
+
+def names_of(group: Group) -> list[str]:
+    """The names of its layers; where there is none, of the modules that have a weight of one dimension."""
+    return [layer.name for layer in group.layers] or [
+        name.removesuffix(".weight")
+        for name, tensor in group.tensors.items()
+        if name.endswith(".weight") and len(tensor.shape) == 1
+    ]
+
+
+# -- parts of names
 
 
 def modules_of(tensors: Iterable[str]) -> list[str]:
@@ -68,183 +243,9 @@ def prefixes(name: str) -> Iterator[str]:
     yield name
 
 
-# -- two groups of one network
-
-
-@dataclass(frozen=True, slots=True)
-class LayerPair:
-    """The same layer in two groups."""
-
-    first: BatchNormLayer
-    second: BatchNormLayer
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """The statistics of averaged weights beside those of the weights that were averaged.
-
-    Only layers with statistics in both are listed, each in one of the three. Those that are initial in both, have
-    values that are not finite or belong to a class that never updates are in none.
-    """
-
-    copied: tuple[LayerPair, ...]  # equal in every bit, or as far as the coarser dtype of the two tells
-    initial: tuple[LayerPair, ...]  # mean 0 and variance 1 in the second group only
-    different: tuple[LayerPair, ...]
-
-
-def compare(raw: Group, averaged: Group) -> Comparison | None:
-    """Compares the statistics of two groups, None where they do not hold the same layers.
-
-    The names of one may have a prefix more.
-    """
-    pairs = layer_pairs(raw, averaged)
-    if not pairs:
-        return None
-    copied, initial, different = [], [], []
-    for pair in pairs:
-        if not is_comparable(pair):
-            continue
-        if pair.second.has_initial_statistics:
-            initial.append(pair)
-        elif same_statistics(pair):
-            copied.append(pair)
-        else:
-            different.append(pair)
-    return Comparison(tuple(copied), tuple(initial), tuple(different))
-
-
-def layer_pairs(first: Group, second: Group) -> tuple[LayerPair, ...]:
-    """Each layer of the second group with that of the first, in the order of the second; () unless all have one."""
-    by_name = {layer.name: layer for layer in first.layers}
-    prefixes = alignment(list(by_name), [layer.name for layer in second.layers])
-    if prefixes is None:
-        return ()
-    return tuple(LayerPair(by_name[realigned(layer.name, *prefixes)], layer) for layer in second.layers)
-
-
-def alignment(first: Sequence[str], second: Sequence[str]) -> tuple[str, str] | None:
-    """What to put in place of what, at the front of the second names, to get first ones; None if that fails for one."""
-    known = set(first)
-    shift, cut = common_prefix(second, first)
-    both_have_one = (own_prefix(first), own_prefix(second))
-    for prefixes in ((cut, shift), both_have_one if len(second) > 1 else ("", "")):  # a single layer is all prefix
-        if second and all(realigned(name, *prefixes) in known for name in second):
-            return prefixes
-    return None
-
-
-def realigned(name: str, put: str, instead_of: str) -> str:
-    return put + name.removeprefix(instead_of)
-
-
-def own_prefix(names: Sequence[str]) -> str:
-    """The modules that all names have in front, `model.backbone.`; the last part of a name is its own."""
-    paths = [name.split(".")[:-1] for name in names]
-    shared = ""
-    for modules in zip(*paths, strict=False):
-        if len(set(modules)) > 1:
-            break
-        shared += f"{modules[0]}."
-    return shared
-
-
-def is_comparable(pair: LayerPair) -> bool:
-    """Whether both have statistics of equal length and finite numbers, and the first has updated them."""
-    import numpy as np
-
-    for layer in (pair.first, pair.second):
-        mean, var = layer.running_mean, layer.running_var
-        if layer.use is StatisticsUse.FROZEN or mean is None or var is None or not var.size:
-            return False
-        if not (np.isfinite(mean).all() and np.isfinite(var).all()):
-            return False
-    first, second = pair.first.running_var, pair.second.running_var
-    return (
-        first is not None
-        and second is not None
-        and first.shape == second.shape
-        and not pair.first.has_initial_statistics
-    )
-
-
-def same_statistics(pair: LayerPair) -> bool:
-    import numpy as np
-
-    coarser = coarser_dtype(pair.first.dtype, pair.second.dtype)
-    return all(
-        np.array_equal(rounded(getattr(pair.first, name), coarser), rounded(getattr(pair.second, name), coarser))
-        for name in ("running_mean", "running_var")
-    )
-
-
-def parameter_change(first: Group, second: Group, enough: float) -> float:
-    """||a - b|| / ||a|| over parameters of two groups of the same layers, a those of the first.
-
-    Those of the BatchNorm layers are at hand. Of the others a few are read, one by one, while the change is not more
-    than `enough`. What one group stores more coarsely is compared as coarsely; what is not finite is left out.
-    """
-    import numpy as np
-
-    difference = total = change = 0.0
-    with np.errstate(all="ignore"):
-        for together in parameters(first, second):
-            for own, other in together:
-                wide = own.astype(np.float64)
-                squares = (float(np.square(wide - other).sum()), float(np.square(wide).sum()))
-                if np.isfinite(squares).all():
-                    difference, total = difference + squares[0], total + squares[1]
-            change = (difference / total) ** 0.5 if total else 0.0
-            if change > enough:
-                break
-    return change
-
-
-def parameters(first: Group, second: Group) -> Iterator[list[tuple[Array, Array]]]:
-    """Those of the BatchNorm layers together, then some others of two dimensions or more, each by itself."""
-    beside = []
-    for pair in layer_pairs(first, second):
-        coarser = coarser_dtype(pair.first.dtype, pair.second.dtype)
-        for name in ("weight", "bias"):
-            own, other = getattr(pair.first, name), getattr(pair.second, name)
-            if own is not None and other is not None and own.shape == other.shape:
-                beside.append((rounded(own, coarser), rounded(other, coarser)))
-    yield beside
-    readable = list(other_parameters(first, second))
-    for own_tensor, tensor in readable[:: -(-len(readable) // MOST_READ) or 1]:
-        if own_tensor.read and tensor.read:
-            coarser = coarser_dtype(own_tensor.dtype, tensor.dtype)
-            yield [(rounded(own_tensor.read(), coarser), rounded(tensor.read(), coarser))]
-
-
-def other_parameters(first: Group, second: Group) -> Iterator[tuple[Tensor, Tensor]]:
-    prefixes = alignment([layer.name for layer in first.layers], [layer.name for layer in second.layers])
-    for name, tensor in second.tensors.items():
-        own = first.tensors.get(realigned(name, *prefixes)) if prefixes else None
-        if own is None or own is tensor or own.shape != tensor.shape or len(tensor.shape) < 2:
-            continue
-        floating = own.dtype in FROM_COARSE_TO_FINE and tensor.dtype in FROM_COARSE_TO_FINE
-        if floating and tensor.size <= LARGEST_READ:
-            yield own, tensor
-
-
-def coarser_dtype(first: str | None, second: str | None) -> str | None:
-    """The dtype to which both are rounded for comparison; None where they have the same, or one is of another kind."""
-    if first == second or first not in FROM_COARSE_TO_FINE or second not in FROM_COARSE_TO_FINE:
-        return None
-    return min(first, second, key=FROM_COARSE_TO_FINE.index)
-
-
-def rounded(values: Array, dtype: str | None) -> Array:
-    """The values as the dtype holds them, for comparison with what was stored in it."""
-    import numpy as np
-
-    with np.errstate(over="ignore", invalid="ignore"):
-        if dtype == "float32":
-            return values.astype(np.float32)
-        if dtype == "float16":
-            return values.astype(np.float16)
-        if dtype == "bfloat16":
-            import ml_dtypes
-
-            return values.astype(np.float32).astype(ml_dtypes.bfloat16).astype(np.float32)
-    return values
+def split(name: str) -> Iterator[tuple[str, str]]:
+    """`a.` and `b.c`, `a.b.` and `c`."""
+    end = name.find(".") + 1
+    while end:
+        yield name[:end], name[end:]
+        end = name.find(".", end) + 1

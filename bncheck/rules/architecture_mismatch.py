@@ -40,12 +40,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
-from bncheck.pairing.names import common_prefix, modules_of
+from bncheck.pairing.names import SAME_NAMES, align, modules_of
 from bncheck.wording import MOST_LISTED, count, few, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from bncheck.pairing.names import Alignment
     from bncheck.subjects.checkpoint import Checkpoint, Group, Tensor
 
 STATISTICS = ("running_mean", "running_var")
@@ -100,16 +101,16 @@ def difference(group: Group, expected: Mapping[str, Tensor]) -> Difference:
         norms = norm_layers(held) | norm_layers(wanted)
         held = {name: tensor for name, tensor in held.items() if parent(name) in norms}
         wanted = {name: tensor for name, tensor in wanted.items() if parent(name) in norms}
-    found = below(held, wanted, *common_prefix(modules_of(held), modules_of(wanted)))
+    found = below(held, wanted, align(modules_of(held), modules_of(wanted)))
     # Below a prefix that fits a module or two, the file is not the architecture: it is another one.
     if found.matched >= LEAST_BELOW_PREFIX * min(len(held), len(wanted)):
         return found
-    return below(held, wanted, "", "")
+    return below(held, wanted, SAME_NAMES)
 
 
-def below(held: Mapping[str, Tensor], wanted: Mapping[str, Tensor], shift: str, cut: str) -> Difference:
-    """What differs when the names of the file have `shift` before those of the architecture, or these `cut`."""
-    inside = {cut + name.removeprefix(shift): name for name in held if name.startswith(shift)}
+def below(held: Mapping[str, Tensor], wanted: Mapping[str, Tensor], naming: Alignment) -> Difference:
+    """What differs when the names of the file become those of the architecture in this way."""
+    inside = {name: own for own in held if (name := naming.name(own)) is not None}
     both = inside.keys() & wanted.keys()
     loaded = {id(wanted[name]) for name in both}
     reshaped = [
@@ -122,8 +123,8 @@ def below(held: Mapping[str, Tensor], wanted: Mapping[str, Tensor], shift: str, 
         missing=tuple(name for name in wanted if name not in both and id(wanted[name]) not in loaded),
         unexpected=tuple(own for name, own in inside.items() if name not in both),
         reshaped=tuple(reshaped),
-        shift=shift,
-        cut=cut,
+        shift=naming.instead_of,
+        cut=naming.put,
         outside=len(held) - len(inside),
     )
 

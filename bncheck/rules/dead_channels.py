@@ -70,7 +70,7 @@ def check(layer: BatchNormLayer) -> Iterator[Evidence | CannotTell]:
     if var is None or not var.size or not var.min() >= 0:  # negative variances and NaN have rules of their own
         return
     eps = layer.assumed_eps
-    if eps is None or not 0 < eps < np.inf:
+    if not 0 < eps < np.inf:
         return
     weak = np.flatnonzero(var < eps).tolist()
     if len(weak) < WORTH_A_NOTE * var.size:

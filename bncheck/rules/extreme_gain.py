@@ -52,7 +52,7 @@ def check(layer: BatchNormLayer) -> Iterator[Evidence | CannotTell]:
 
     var, weight = layer.running_var, layer.weight
     eps = layer.assumed_eps
-    if var is None or not var.size or eps is None or (weight is not None and weight.shape != var.shape):
+    if var is None or not var.size or (weight is not None and weight.shape != var.shape):
         return
     with np.errstate(all="ignore"):
         scale = np.float64(1) if weight is None else np.abs(weight.astype(np.float64))

@@ -60,9 +60,8 @@ def check(layer: BatchNormLayer) -> Iterator[Evidence | CannotTell]:
     affected = sorted({channel for indices in broken.values() for channel in indices})
     parameters_are_finite = not any(name in broken for name in PARAMETERS)
     names = " and ".join(broken) if len(broken) < 3 else ", ".join(broken)
-    message = (
-        f"{names} {'is' if len(broken) == 1 else 'are'} not finite in {channels(affected, layer.num_features or 0)}"
-    )
+    width = max(getattr(layer, name).size for name in broken)  # num_features may be unknown, or wrong
+    message = f"{names} {'is' if len(broken) == 1 else 'are'} not finite in {channels(affected, width)}"
     if is_overflow(layer):
         message += ": the trace of one batch that overflowed in half precision"
     elif parameters_are_finite:

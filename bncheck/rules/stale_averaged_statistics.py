@@ -52,13 +52,13 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
-from bncheck.pairing.names import compare, parameter_change
+from bncheck.pairing.averages import compare, parameter_change
 from bncheck.wording import count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bncheck.pairing.names import Comparison, LayerPair
+    from bncheck.pairing.averages import Comparison, LayerPair
     from bncheck.subjects.checkpoint import Checkpoint, Group
     from bncheck.subjects.pair import CheckpointPair
 

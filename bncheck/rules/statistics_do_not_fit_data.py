@@ -214,7 +214,7 @@ def ratio(evaluated: EvaluatedLayer) -> float:
     fit, var = evaluated.fit, evaluated.layer.running_var
     assert fit is not None
     assert var is not None
-    eps = evaluated.layer.eps.value or 1e-5
+    eps = evaluated.layer.assumed_eps
     with np.errstate(all="ignore"):
         found = np.sqrt((fit.within_batch_variance + eps) / np.maximum(var.astype(np.float64) + eps, 1e-300))
     return float(np.median(found))

@@ -147,7 +147,7 @@ def fit_of(connection: Connection, before: BatchNormLayer, after: BatchNormLayer
         predicted = connection.weight.astype(np.float64) @ mean_of_output(scale, shift, connection.activation) + added
         wrong = float(np.square(actual - predicted).mean())
         spread = float(np.square(actual - actual.mean()).mean())
-        total_variance = float(variance.astype(np.float64).mean()) + (after.eps.value or 0.0)
+        total_variance = float(variance.astype(np.float64).mean()) + after.assumed_eps
     if not math.isfinite(wrong) or not math.isfinite(spread) or not 0 < total_variance < math.inf:
         return None
     explained = 1 - wrong / spread if spread else -math.inf

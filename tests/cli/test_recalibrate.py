@@ -225,6 +225,210 @@ def test_what_cannot_be_done_is_an_error(kind: str, recalibrate: Callable[..., R
     assert result.stdout == ""
 
 
+HEALTHY = SAMPLES / "healthy.pt"
+
+
+def below(prefix: str, state: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+def one_norm(prefix: str) -> dict[str, Any]:
+    return below(prefix, nn.BatchNorm2d(5).state_dict())
+
+
+def changed_parameters(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: value + 1 if key.endswith(("weight", "bias")) else value for key, value in state.items()}
+
+
+# Each: the checkpoint from that with reset statistics, the other from a healthy one, what is asked for, and the prefix
+# under which the layers of the new file stand.
+PREFIXED: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any], tuple[str, ...], str]] = {
+    "beside another layer": (
+        lambda own: {**below("net.", own), **one_norm("aux.bn.")},
+        lambda other: other,
+        ("--layer", "net.*"),
+        "net.",
+    ),
+    "in a joint model": (
+        lambda own: own,
+        lambda other: {**below("net.", other), **one_norm("aux.bn.")},
+        (),
+        "",
+    ),
+    "a prefix on either side": (
+        lambda own: {**below("net.", own), **one_norm("aux.bn.")},
+        lambda other: below("student.encoder.", other),
+        ("--layer", "net.*"),
+        "net.",
+    ),
+    "wrappers": (
+        lambda own: below("module._orig_mod.net.", own),
+        lambda other: below("_orig_mod.module.", other),
+        (),
+        "module._orig_mod.net.",
+    ),
+    "one layer only": (
+        lambda own: {**below("net.", own), **one_norm("aux.bn.")},
+        lambda other: other,
+        ("--layer", "net.block.bn2"),
+        "net.",
+    ),
+    "two candidates": (
+        lambda own: own,
+        lambda other: {**below("rgb.", changed_parameters(DigitNet().state_dict())), **below("depth.", other)},
+        (),
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PREFIXED)
+def test_layers_are_matched_as_diff_matches_them(name: str, tmp_path: Path, recalibrate: Callable[..., Result]) -> None:
+    own, other, options, prefix = PREFIXED[name]
+    healthy = torch.load(HEALTHY)
+    torch.save(own(torch.load(RESET)), tmp_path / "own.pt")
+    torch.save(other(healthy), tmp_path / "other.pt")
+    arguments = ("--output", tmp_path / "new.pt", "--fail-on", "never", "--format", "json")
+    result = recalibrate(tmp_path / "own.pt", "--from", tmp_path / "other.pt", *options, *arguments)
+    assert result.exit_code == 0, result.output
+    layers = ["block.bn2"] if name == "one layer only" else list(LAYERS)
+    assert len(layers) == len(recalibration(result)["layers"])
+    new = torch.load(tmp_path / "new.pt")
+    for layer in layers:
+        for part in MEASURED:
+            assert torch.equal(healthy[f"{layer}.{part}"], new[f"{prefix}{layer}.{part}"])
+    compared = CliRunner().invoke(
+        app, ["diff", str(tmp_path / "new.pt"), str(tmp_path / "other.pt"), "--fail-on", "never", "--format", "json"]
+    )
+    pairs = json.loads(compared.stdout)["reports"][0]["measurements"]["layers"].values()
+    by_name = {pair["name_before"]: pair for pair in pairs}
+    assert all(by_name[layer]["same_statistics"] for layer in recalibration(result)["layers"])
+
+
+@pytest.mark.parametrize("group", ["ema", "model"])
+def test_the_group_that_is_named_is_looked_for_in_both_files(
+    group: str, tmp_path: Path, recalibrate: Callable[..., Result]
+) -> None:
+    reset, healthy = torch.load(RESET), torch.load(HEALTHY)
+    torch.save({"model": reset, "ema": below("net.", torch.load(RESET))}, tmp_path / "own.pt")
+    torch.save({"model": healthy, "ema": healthy}, tmp_path / "other.pt")
+    new = tmp_path / "new.pt"
+    result = recalibrate(
+        tmp_path / "own.pt", "--from", tmp_path / "other.pt", "--group", group, "-o", new, "--fail-on", "never"
+    )
+    assert result.exit_code == 0, result.output
+    written = torch.load(new)
+    prefix = "net." if group == "ema" else ""
+    assert torch.equal(healthy["stem.1.running_mean"], written[group][f"{prefix}stem.1.running_mean"])
+    untouched = written["model" if group == "ema" else "ema"]
+    assert all(torch.equal(reset[key.removeprefix("net.")], value) for key, value in untouched.items())
+
+
+def test_a_group_of_the_other_file_alone_is_taken_from_there(
+    tmp_path: Path, recalibrate: Callable[..., Result]
+) -> None:
+    reset, healthy = torch.load(RESET), torch.load(HEALTHY)
+    torch.save(reset, tmp_path / "own.pt")
+    torch.save({"model": reset, "ema": below("net.", healthy)}, tmp_path / "other.pt")
+    new = tmp_path / "new.pt"
+    result = recalibrate(tmp_path / "own.pt", "--from", tmp_path / "other.pt", "--group", "ema", "-o", new)
+    assert result.exit_code == 0, result.output
+    assert torch.equal(healthy["stem.1.running_mean"], torch.load(new)["stem.1.running_mean"])
+
+
+def test_of_two_parts_the_one_that_is_asked_for_is_matched(tmp_path: Path, recalibrate: Callable[..., Result]) -> None:
+    """Either fits: only --layer tells them apart."""
+    reset, healthy = torch.load(RESET), torch.load(HEALTHY)
+    torch.save({**below("rgb.", reset), **below("depth.", torch.load(RESET))}, tmp_path / "own.pt")
+    new = tmp_path / "new.pt"
+    result = recalibrate(
+        tmp_path / "own.pt", "--from", HEALTHY, "--layer", "depth.*", "-o", new, "--fail-on", "never", "--width", 300
+    )
+    assert result.exit_code == 0, result.output
+    assert f"layers below 'depth.' in {tmp_path / 'own.pt'} are matched with those of {HEALTHY}" in result.stdout
+    written = torch.load(new)
+    assert torch.equal(healthy["stem.1.running_mean"], written["depth.stem.1.running_mean"])
+    assert torch.equal(reset["stem.1.running_mean"], written["rgb.stem.1.running_mean"])
+
+
+def test_of_several_groups_the_one_with_equal_parameters_is_taken_and_said(
+    tmp_path: Path, recalibrate: Callable[..., Result]
+) -> None:
+    healthy = torch.load(HEALTHY)
+    torch.save({"model": changed_parameters(healthy), "ema": healthy}, tmp_path / "other.pt")
+    new = tmp_path / "new.pt"
+    result = recalibrate(RESET, "--from", tmp_path / "other.pt", "--output", new, "--width", 300)
+    assert result.exit_code == 0, result.output
+    assert f"of {tmp_path / 'other.pt'}, ema is taken, not model (--group chooses)" in result.stdout
+    assert torch.equal(healthy["stem.1.running_mean"], torch.load(new)["stem.1.running_mean"])
+
+
+def test_of_groups_that_nothing_tells_apart_one_must_be_named(
+    tmp_path: Path, recalibrate: Callable[..., Result]
+) -> None:
+    other = changed_parameters(torch.load(HEALTHY))
+    torch.save({"model": other, "ema": other}, tmp_path / "other.pt")
+    result = recalibrate(RESET, "--from", tmp_path / "other.pt", "--dry-run")
+    assert result.exit_code == 2
+    assert "holds more than one model: 'model', 'ema'" in " ".join(result.stderr.split())
+    named = recalibrate(RESET, "--from", tmp_path / "other.pt", "--dry-run", "--group", "ema")
+    assert named.exit_code == 0, named.output
+
+
+def test_a_single_layer_below_a_prefix_is_known_by_its_parameters(
+    tmp_path: Path, recalibrate: Callable[..., Result]
+) -> None:
+    state = {key.removeprefix("stem."): value for key, value in torch.load(HEALTHY).items() if key.startswith("stem.")}
+    for name, held in (("same.pt", state), ("other.pt", changed_parameters(state))):
+        torch.save(held, tmp_path / name)
+    options = ("--layer", "stem.*", "--dry-run", "--fail-on", "never")
+    assert recalibrate(RESET, "--from", tmp_path / "same.pt", *options).exit_code == 0
+    refused = recalibrate(RESET, "--from", tmp_path / "other.pt", *options)
+    assert refused.exit_code == 2
+    assert "does not have the layers stem.1" in " ".join(refused.stderr.split())
+
+
+def test_a_block_that_is_like_one_of_another_network_is_not_matched(
+    tmp_path: Path, recalibrate: Callable[..., Result]
+) -> None:
+    """Two layers match by name and width, out of eight and ten."""
+    mine, others = (
+        [f"{part}.{block}.bn{place}" for block in range(blocks) for place in (1, 2)]
+        for part, blocks in (("stage", 4), ("tower", 5))
+    )
+    for name, norms in (("own.pt", mine), ("other.pt", others)):
+        widths = {norm: 4 if ".0." in norm else 5 + place + len(norms) for place, norm in enumerate(norms)}
+        torch.save(
+            {
+                f"{norm}.{key}": held
+                for norm in norms
+                for key, held in nn.BatchNorm2d(widths[norm]).state_dict().items()
+            },
+            tmp_path / name,
+        )
+    result = recalibrate(tmp_path / "own.pt", "--from", tmp_path / "other.pt", "--layer", "stage.0.*", "--dry-run")
+    assert result.exit_code == 2
+    assert "does not have the layers stage.0.bn1, stage.0.bn2" in " ".join(result.stderr.split())
+
+
+def test_layers_of_the_same_name_and_another_width_are_told_by_their_numbers(
+    tmp_path: Path, recalibrate: Callable[..., Result]
+) -> None:
+    for name, width in (("own.pt", 4), ("other.pt", 6)):
+        torch.save(nn.Sequential(nn.Conv2d(1, width, 1), nn.BatchNorm2d(width)).state_dict(), tmp_path / name)
+    result = recalibrate(tmp_path / "own.pt", "--from", tmp_path / "other.pt", "--dry-run")
+    assert result.exit_code == 2
+    assert "has 4 numbers and should get 6" in " ".join(result.stderr.split())
+
+
+def test_layers_without_a_counterpart_are_named(tmp_path: Path, recalibrate: Callable[..., Result]) -> None:
+    torch.save({**below("net.", torch.load(RESET)), **one_norm("aux.bn.")}, tmp_path / "joint.pt")
+    result = recalibrate(tmp_path / "joint.pt", "--from", HEALTHY, "--dry-run")
+    assert result.exit_code == 2
+    assert "does not have the layers aux.bn" in " ".join(result.stderr.split())
+    assert "net." not in result.stderr
+
+
 def test_layers_are_not_matched_by_the_end_of_their_name_alone(
     tmp_path: Path, recalibrate: Callable[..., Result]
 ) -> None:

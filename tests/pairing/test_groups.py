@@ -3,61 +3,25 @@
 from __future__ import annotations
 
 import copy
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 import bncheck
-from bncheck.checkpoints import read_checkpoint
-from bncheck.checkpoints.sources.local import FileSource
 from bncheck.errors import UsageError
 from bncheck.findings.measurements import as_json
-from bncheck.findings.report import Report, Verdict
-from bncheck.pairing.groups import PIECE, equal_tensors, pair_of, proposals
-from bncheck.subjects.checkpoint import Checkpoint, Tensor
+from bncheck.findings.report import Verdict
+from bncheck.pairing.groups import pair_of
+from bncheck.subjects.checkpoint import Checkpoint
 from bncheck.subjects.pair import CheckpointPair
-from tests.rules.layers import layer, of_state_dict
+from tests.pairing.networks import Network, network
+from tests.rules.layers import layer
 from tests.rules.pairs import MOVED, file
-
-
-class Block(nn.Module):
-    """A convolution and its BatchNorm, registered the other way round if asked."""
-
-    def __init__(self, channels: int = 4) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, channels, 3, bias=False)
-        self.bn = nn.BatchNorm2d(channels)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        normalised: torch.Tensor = self.bn(self.conv(images))
-        return normalised
-
-
-class Network(nn.Module):
-    """Two blocks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = Block(3)
-        self.second = Block(5)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        scores: torch.Tensor = self.second(self.first(images))
-        return scores
-
-
-def network(seed: int = 0) -> Network:
-    torch.manual_seed(seed)
-    made = Network()
-    made(torch.randn(8, 3, 9, 9))
-    return made
 
 
 def names(pair: CheckpointPair) -> list[tuple[str, str]]:
@@ -234,117 +198,6 @@ def test_fine_tuning_with_batchnorm_in_eval_mode_is_no_event() -> None:
     assert bncheck.diff(net, trained(tuned), fail_on="note").findings == ()
 
 
-# -- what feeds a layer
-
-
-def feeders(report: Report) -> dict[str, Any]:
-    measured: Any = as_json(report.measurements)["layers"]
-    return {name: one["fed_by"] for name, one in measured.items()}
-
-
-@pytest.mark.parametrize("first", ["pt", "safetensors"])
-@pytest.mark.parametrize("second", ["pt", "safetensors"])
-def test_the_weight_in_front_of_a_layer_is_found_in_every_order(first: str, second: str, tmp_path: Path) -> None:
-    """safetensors sorts bn.weight before conv.weight."""
-    paths = []
-    for place, kind in enumerate((first, second)):
-        paths.append(tmp_path / f"{place}.{kind}")
-        save = save_file if kind == "safetensors" else torch.save
-        save(network().state_dict(), paths[-1])
-    expected = {"first.bn": ("first.conv.weight",), "second.bn": ("second.conv.weight",)}
-    assert expected == feeders(bncheck.diff(*paths))
-
-
-def test_a_convolution_that_changed_speaks_for_its_layer() -> None:
-    net = network()
-    changed = copy.deepcopy(net)
-    with torch.no_grad():
-        changed.second.conv.weight[0, 0, 0, 0] += 1e-6
-    measured: Any = as_json(bncheck.diff(net, changed).measurements)["layers"]
-    assert {name: one["same_parameters"] for name, one in measured.items()} == {"first.bn": True, "second.bn": False}
-
-
-def test_a_transposed_convolution_has_its_outputs_in_the_second_dimension() -> None:
-    net = nn.Sequential(nn.ConvTranspose2d(7, 4, 2), nn.BatchNorm2d(4))
-    assert feeders(bncheck.diff(net, copy.deepcopy(net))) == {"1": ("0.weight",)}
-
-
-# -- large tensors
-
-
-def test_large_tensors_are_compared_in_pieces_up_to_the_first_difference() -> None:
-    read: list[tuple[int, int]] = []
-    values = np.zeros(PIECE * 3 + 5, np.float32)
-
-    def part(start: int, stop: int) -> Any:
-        read.append((start, stop))
-        return values[start:stop]
-
-    def refuse() -> Any:
-        pytest.fail("it is read as a whole")
-
-    own = Tensor("float32", values.shape, refuse, part)
-    assert equal_tensors(own, own)
-    assert read[::2] == [(0, PIECE), (PIECE, 2 * PIECE), (2 * PIECE, 3 * PIECE), (3 * PIECE, 3 * PIECE + 5)]
-    other_values = values.copy()
-    other_values[PIECE + 3] = 1
-    read.clear()
-    other = Tensor("float32", values.shape, refuse, lambda start, stop: other_values[start:stop])
-    assert not equal_tensors(own, other)
-    assert read == [(0, PIECE), (PIECE, 2 * PIECE)]
-
-
-def test_what_cannot_be_read_in_pieces_and_is_large_is_not_known() -> None:
-    whole = Tensor("float32", (2**20 + 1,), lambda: pytest.fail("too large"))
-    assert equal_tensors(whole, whole) is None
-    assert equal_tensors(Tensor("qint8", (2,), None), Tensor("qint8", (2,), None)) is None
-    assert equal_tensors(Tensor("float32", (2,), None), Tensor("float32", (3,), None)) is False
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "channels last", "expanded", "a slice"])
-def test_pieces_of_any_layout_are_those_of_the_whole(layout: str, tmp_path: Path) -> None:
-    whole = torch.randn(6, 5, 3, 3)
-    made = {
-        "contiguous": whole,
-        "channels last": whole.to(memory_format=torch.channels_last),
-        "expanded": whole[:1].expand(6, 5, 3, 3),
-        "a slice": torch.randn(6, 9, 3, 3)[:, 2:7],
-    }[layout]
-    torch.save({"w": made, "bn.running_mean": torch.zeros(2), "bn.running_var": torch.ones(2)}, tmp_path / "m.pt")
-    flat = made.numpy().reshape(-1)
-    with FileSource(tmp_path / "m.pt") as source:
-        part = read_checkpoint(source).groups[0].tensors["w"].part
-        if layout == "expanded":  # a few bytes could describe any shape
-            assert part is None
-            return
-        assert part is not None
-        for start, stop in ((0, 270), (0, 1), (44, 46), (45, 90), (100, 269), (269, 270)):
-            assert flat[start:stop].tolist() == part(start, stop).tolist(), (start, stop)
-
-
-def test_comparing_large_convolutions_takes_little_memory(tmp_path: Path) -> None:
-    net = nn.Sequential(nn.Conv2d(512, 1024, 3, bias=False), nn.BatchNorm2d(1024))  # 18 MiB
-    for name in ("a.pt", "b.pt"):
-        torch.save(net.state_dict(), tmp_path / name)
-    bncheck.diff(tmp_path / "a.pt", tmp_path / "b.pt")  # imports are no part of it
-    tracemalloc.start()
-    try:
-        report = bncheck.diff(tmp_path / "a.pt", tmp_path / "b.pt")
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert feeders(report) == {"1": ("0.weight",)}
-    assert peak < 12 * 2**20
-
-
-def test_damage_in_a_large_tensor_is_not_taken_for_equality(tmp_path: Path) -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    save_file(net.state_dict(), tmp_path / "a.safetensors")
-    (tmp_path / "b.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:-8])
-    with pytest.raises(bncheck.BncheckError):
-        bncheck.diff(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
-
-
 # -- groups
 
 
@@ -365,14 +218,14 @@ def test_groups_of_one_name_are_compared_with_each_other() -> None:
     assert [(group.before.name, group.after.name) for group in pair.groups] == [("model", "model"), ("ema", "ema")]
 
 
+def test_of_groups_with_as_many_layers_in_common_equal_weights_decide() -> None:
+    weights = two_groups(layers("a.bn", **MOVED, weight=[2, 2, 2, 2]), layers("a.bn", **MOVED), "model", "ema")
+    pair = pair_of(layers("a.bn"), weights)
+    assert [group.after.name for group in pair.groups] == ["ema"]
+    assert pair.notes == ("of model.pt, ema is compared, not model (--after-group chooses)",)
+
+
 def test_of_several_groups_the_one_that_was_left_out_is_said() -> None:
     pair = pair_of(two_groups(layers("x.bn"), layers("a.bn", "b.bn"), "other", "net"), layers("a.bn", "b.bn"))
     assert [group.before.name for group in pair.groups] == ["net"]
     assert pair.notes == ("of model.pt, net is compared, not other (--before-group chooses)",)
-
-
-def test_many_layers_are_matched_in_a_moment() -> None:
-    names = [f"layer{block}.{index}.bn{place}" for block in range(4) for index in range(60) for place in (1, 2, 3)]
-    assert len(proposals(names, [f"net.{name}" for name in names])) <= 33
-    before, after = file(*map(of_state_dict, names)), file(*(of_state_dict(f"net.{name}") for name in names))
-    assert len(names) == len(pair_of(before, after).changes)

@@ -1,5 +1,9 @@
 """NaN and infinity in statistics and parameters."""
 
+from dataclasses import replace
+
+import pytest
+
 from bncheck.rules.non_finite_statistics import RULE
 from tests.rules.layers import layer, of_state_dict
 from tests.rules.tables import Fires, Quiet, error, fires, quiet, the_one
@@ -38,6 +42,13 @@ FIRES: Fires = {
 
 test_quiet = quiet(RULE, QUIET)
 test_fires = fires(RULE, FIRES)
+
+
+@pytest.mark.parametrize("num_features", [None, 64], ids=["unknown", "wrong"])
+def test_channels_are_counted_by_the_numbers_that_are_there(num_features: int | None) -> None:
+    """A variance that was cast to integers leaves the number of channels open."""
+    examined = replace(of_state_dict(running_mean=[NAN, 0, 0, 0], running_var=None), num_features=num_features)
+    assert "running_mean is not finite in channel 0 of 4" in the_one(RULE, examined).message
 
 
 def test_an_overflow_is_not_claimed_when_parameters_are_broken_too() -> None:

@@ -32,6 +32,10 @@ QUIET: Quiet = {
         file(layer()),
         file(layer(training=stored(True), kind=stored("SyncBatchNorm"), affine=stored(False), weight=None, bias=None)),
     ),
+    "NaN in both has a rule of its own": paired(
+        file(layer(eps=stored(np.nan), momentum=stored(np.nan))),
+        file(layer(eps=stored(np.nan), momentum=stored(np.nan))),
+    ),
     "half precision": paired(file(layer()), file(layer(**HALF))),
     "variances that vanish far below eps": paired(
         file(layer(running_var=[1e-9, 1.5, 2.0, 1.0])), file(layer(running_var=[0, 1.5, 2.0, 1.0], **HALF))

@@ -131,6 +131,11 @@ def test_the_message_has_the_shift_its_noise_and_the_ratio() -> None:
     assert "standard deviation at 2 of the stored one" in message
 
 
+def test_an_eps_of_0_is_no_missing_one() -> None:
+    examined = evaluation(fitted(variance=4e-8, running_var=1e-8, eps=stored(0.0)))
+    assert "standard deviation at 2 of the stored one" in the_one(RULE, examined).message
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("bad", [NAN, float("inf"), -float("inf"), 1e38, 0.0])
 def test_no_number_of_the_data_or_the_layer_makes_it_raise(bad: float) -> None:

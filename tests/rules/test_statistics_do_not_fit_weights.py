@@ -18,7 +18,7 @@ from bncheck.checkpoints.sources.local import FileSource
 from bncheck.findings.rule import CannotTell, Evidence
 from bncheck.rules.statistics_do_not_fit_weights import FIX, NO_GRAPH, NO_PAIR, RULE, mean_of_output
 from bncheck.subjects.checkpoint import Checkpoint, Connection, Group
-from bncheck.subjects.layer import BatchNormLayer, StatisticsUse
+from bncheck.subjects.layer import UNKNOWN, BatchNormLayer, StatisticsUse
 from tests.checkpoints.contents.test_connections import FORMATS, Network, joined
 from tests.rules.layers import fresh, layer
 
@@ -104,6 +104,11 @@ QUIET: dict[str, Group] = {
     "no statistics": group(BEFORE, after(NOISE, running_mean=None), connection=connected()),
     "a layer without data": group(
         replace(BEFORE, bias=None, without_data=("bias",)), after(NOISE), connection=connected()
+    ),
+    "variances far below an eps that the file does not hold": group(
+        BEFORE,
+        after(1e-4 * NOISE, running_var=np.full(CHANNELS, 1e-9), eps=UNKNOWN),
+        connection=connected("relu", bias=-fitting("relu")),
     ),
     "few channels have no spread to explain": group(
         BEFORE, after(NOISE[:FEW], running_var=np.ones(FEW)), connection=connected(weight=WEIGHT[:FEW])

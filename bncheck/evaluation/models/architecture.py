@@ -12,7 +12,7 @@ import torch
 from bncheck.checkpoints.contents.state_dicts import prefix_stripper
 from bncheck.evaluation.models.foreign import build, foreign_code, importable, load_callable
 from bncheck.evaluation.models.live import describe, live_group, tensor_of
-from bncheck.pairing.names import common_prefix
+from bncheck.pairing.names import align
 from bncheck.subjects.checkpoint import Checkpoint, Group, Tensor
 from bncheck.subjects.layer import BatchNormLayer, Known, Setting
 
@@ -57,27 +57,25 @@ def with_architecture(group: Group, known: Group) -> tuple[Group, list[str]]:
     What does not match is for the rule to say, which compares the tensors of the file with `expected`.
     """
     by_name = {layer.name: layer for layer in known.layers}
-    shift, cut = common_prefix([layer.name for layer in group.layers], list(by_name))
+    naming = align([layer.name for layer in group.layers], list(by_name))
     remarks = []
-    if shift:
-        remarks.append(f"layers of the architecture were found below {shift!r}")
-    if cut:
-        remarks.append(f"layers of the file were found below {cut!r} of the architecture")
+    if naming.instead_of:
+        remarks.append(f"layers of the architecture were found below {naming.instead_of!r}")
+    if naming.put:
+        remarks.append(f"layers of the file were found below {naming.put!r} of the architecture")
     layers = []
     matched: set[str] = set()
     for layer in group.layers:
-        name = cut + layer.name.removeprefix(shift)
-        other = by_name.get(name) if layer.name.startswith(shift) else None
+        name = naming.name(layer.name)
+        other = by_name.get(name) if name is not None else None
         if other is None:
             layers.append(layer)
             continue
-        matched.add(name)
+        matched.add(other.name)
         layers.append(completed(layer, other))
     for name, other in by_name.items():
-        if name in matched or not name.startswith(cut):
-            continue
-        stored_name = shift + name.removeprefix(cut)
-        if has_all_tensors(other, stored_name, group, known):
+        stored_name = None if name in matched else naming.inverse.name(name)
+        if stored_name is not None and has_all_tensors(other, stored_name, group, known):
             layers.append(untracked(other, stored_name, group))
     where = f"{group.name}: " if group.name else ""
     completed_group = replace(group, layers=tuple(layers), expected=known.tensors)

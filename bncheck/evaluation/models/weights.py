@@ -11,7 +11,7 @@ from bncheck.checkpoints.contents.state_dicts import BESIDE_WRAPPER, COUNTER, pr
 from bncheck.checkpoints.encodings.limits import largest_tensor, tensors_up_to
 from bncheck.errors import ModelError
 from bncheck.evaluation.models.foreign import foreign_code
-from bncheck.pairing.names import common_prefix, modules_of
+from bncheck.pairing.names import SAME_NAMES, align, modules_of
 from bncheck.wording import few
 
 if TYPE_CHECKING:
@@ -77,16 +77,19 @@ def matched(names: Iterable[str], own: Iterable[str]) -> tuple[dict[str, str], l
     """The key of the model for each name of the file, and what had to be changed for that."""
     strip = prefix_stripper(own)
     key_of = {strip(key): key for key in own}
-    shift, cut = common_prefix(modules_of(names), modules_of(key_of))
+    naming = align(modules_of(names), modules_of(key_of))
+    if any(naming.name(name) is None and name in key_of for name in names):
+        naming = SAME_NAMES  # what lies beside the prefix would be loaded over what lies below it
     notes = []
-    if shift:
-        notes.append(f"the weights of the model were found below {shift!r} in the file")
-    if cut:
-        notes.append(f"the weights of the file belong below {cut!r} of the model")
+    if naming.instead_of:
+        notes.append(f"the weights of the model were found below {naming.instead_of!r} in the file")
+    if naming.put:
+        notes.append(f"the weights of the file belong below {naming.put!r} of the model")
 
     def key(name: str) -> str:
-        shifted = cut + name.removeprefix(shift) if name.startswith(shift) else name
-        return key_of.get(shifted, shifted)
+        aligned = naming.name(name)
+        own = name if aligned is None else aligned
+        return key_of.get(own, own)
 
     return {name: key(name) for name in names}, notes
 
