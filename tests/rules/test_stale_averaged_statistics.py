@@ -159,8 +159,7 @@ FIRES: Fires = {
         ),
         warning(
             message="the parameters of state_dict.ema_model differ by 12.13% from those of state_dict, but in 2 layers "
-            "the "
-            f"{COPIED}",
+            f"the {COPIED}",
             layer="",
             group="state_dict",
         ),
