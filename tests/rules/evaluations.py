@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from bncheck.evaluation.probes.fit import InputMoments, fit_of
-from bncheck.findings.rule import CannotTell, Evidence, Rule
 from bncheck.subjects.evaluation import EvaluatedLayer, Evaluation, Repeat
 from bncheck.subjects.layer import BatchNormLayer
 from bncheck.subjects.shift import Shift
@@ -58,28 +57,3 @@ def repeated(unable: Any = None, **fields: Any) -> Evaluation:
         "predictions_changed": 0,
     }
     return evaluation(evaluated(), repeat=Repeat(**{**usual, **fields}), unable=unable or {})
-
-
-def answers(rule: Rule, examined: Evaluation) -> list[Evidence | CannotTell]:
-    assert rule.evaluation is not None
-    return list(rule.evaluation(examined))
-
-
-def said(rule: Rule, examined: Evaluation) -> list[tuple[str, str]]:
-    """(severity, layer) of what a rule found; "" for the whole model."""
-    return [
-        ((answer.severity or rule.severity).value, answer.layer.name if answer.layer else "")
-        for answer in answers(rule, examined)
-        if isinstance(answer, Evidence)
-    ]
-
-
-def left_open(rule: Rule, examined: Evaluation) -> list[str]:
-    """The reasons for which a rule could not tell."""
-    return [answer.reason for answer in answers(rule, examined) if isinstance(answer, CannotTell)]
-
-
-def message(rule: Rule, examined: Evaluation) -> str:
-    [answer] = answers(rule, examined)
-    assert isinstance(answer, Evidence)
-    return answer.message

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from bncheck.findings.rule import CannotTell, Evidence, Rule
 from bncheck.subjects.checkpoint import Checkpoint, GlobalReference, Group
 from bncheck.subjects.layer import BatchNormLayer, inferred, stored
 
@@ -60,20 +59,3 @@ def fresh(name: str = "bn", **fields: Any) -> BatchNormLayer:
 
 def checkpoint(*layers: BatchNormLayer, references: tuple[GlobalReference, ...] = ()) -> Checkpoint:
     return Checkpoint("model.pt", "torch.save", (Group("", "module", {}, layers),), references)
-
-
-def answers(rule: Rule, *layers: BatchNormLayer) -> list[Evidence | CannotTell]:
-    """What a rule says of the layers of one file."""
-    if rule.checkpoint:
-        return list(rule.checkpoint(checkpoint(*layers)))
-    assert rule.layer is not None
-    return [answer for one in layers for answer in rule.layer(one)]
-
-
-def said(rule: Rule, *layers: BatchNormLayer) -> list[tuple[str, str]]:
-    """(severity, layer) of what a rule found."""
-    return [
-        ((answer.severity or rule.severity).value, answer.layer.name if answer.layer else "")
-        for answer in answers(rule, *layers)
-        if isinstance(answer, Evidence)
-    ]

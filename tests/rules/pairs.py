@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from bncheck.findings.rule import CannotTell, Evidence, Rule
 from bncheck.pairing.groups import pair_of
 from bncheck.subjects.checkpoint import Checkpoint, Group, Tensor
 from bncheck.subjects.layer import BatchNormLayer
@@ -35,25 +34,3 @@ def file(*layers: BatchNormLayer, source: str = "model.pt", **tensors: Any) -> C
 
 def paired(before: Checkpoint, after: Checkpoint, *, several: bool = False) -> CheckpointPair:
     return pair_of(before, after, several=several)
-
-
-def answers(rule: Rule, pair: CheckpointPair) -> list[Evidence | CannotTell]:
-    assert rule.pair is not None
-    return list(rule.pair(pair))
-
-
-def said(rule: Rule, pair: CheckpointPair) -> list[tuple[str, str]]:
-    """(severity, layer) of what a rule found."""
-    return [
-        ((answer.severity or rule.severity).value, answer.layer.name if answer.layer else "")
-        for answer in answers(rule, pair)
-        if isinstance(answer, Evidence)
-    ]
-
-
-def messages(rule: Rule, pair: CheckpointPair) -> list[str]:
-    return [answer.message for answer in answers(rule, pair) if isinstance(answer, Evidence)]
-
-
-def reasons(rule: Rule, pair: CheckpointPair) -> list[str]:
-    return [answer.reason for answer in answers(rule, pair) if isinstance(answer, CannotTell)]

@@ -1,10 +1,9 @@
 """The tables of the rules' tests, and the one place that runs them.
 
-The test file of a rule holds rows of data. A row of QUIET is a name and a subject of which the rule says
-nothing, not even that it cannot tell; a row of FIRES has beside the subject what the rule finds; a row of
-UNDECIDED has why it cannot tell. The name says what is odd about the subject; a comment says where it was
-seen, or how a number came about. A subject is a layer, the layers of one file, or a whole checkpoint, pair or
-evaluation.
+The test file of a rule holds rows of data. A row of QUIET is a subject of which the rule says nothing, not even that it
+cannot tell; a row of FIRES has beside the subject what the rule finds; a row of UNDECIDED has why it cannot tell. The
+name of a row says what is odd about its subject; a comment says where that was seen, or how a number came about.
+A subject is a layer, the layers of one file, or a whole checkpoint, pair or evaluation.
 
     test_quiet = quiet(RULE, QUIET)
     test_fires = fires(RULE, FIRES)

@@ -14,11 +14,11 @@ from torch import nn
 
 from bncheck.evaluation.models.architecture import architecture
 from bncheck.evaluation.models.live import live_group
-from bncheck.findings.rule import Evidence
 from bncheck.options.model import Architecture
 from bncheck.rules.architecture_mismatch import RULE
-from bncheck.subjects.checkpoint import Checkpoint
-from tests.rules.layers import checkpoint, layer
+from bncheck.subjects.checkpoint import Checkpoint, Group
+from tests.rules.layers import layer
+from tests.rules.tables import Found, asked, assert_found, error, the_one
 
 NETWORKS = """
 import torch
@@ -97,20 +97,25 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     return lambda name, **arguments: namespace[name](**arguments)
 
 
+class Saved:
+    """A live module stands for its saved file: the classes of the tests cannot be imported."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+
+
 @pytest.fixture
-def told(made: Callable[..., Any], read: Callable[[Path], Checkpoint]) -> Callable[..., list[tuple[str, str]]]:
-    """(severity, message) of what the rule says about a saved object beside an architecture."""
+def beside(made: Callable[..., Any], read: Callable[[Path], Checkpoint]) -> Callable[..., Checkpoint]:
+    """Saves an object and reads it beside the architecture of this name."""
 
-    def tell(saved: object, name: str, save: Callable[..., None] = torch.save, **arguments: Any) -> list[Any]:
+    def examine(saved: object, name: str, save: Callable[..., None] = torch.save) -> Checkpoint:
+        complete = architecture(Architecture(model=f"networks.py:{name}"))
+        if isinstance(saved, Saved):
+            return complete(Checkpoint("", "", (saved.group,)))
         save(saved, "model.pt")
-        complete = architecture(Architecture(model=f"networks.py:{name}", model_args=arguments))
-        assert RULE.checkpoint
-        answers = list(RULE.checkpoint(complete(read(Path("model.pt")))))
-        found = [answer for answer in answers if isinstance(answer, Evidence)]
-        assert len(answers) == len(found)
-        return [((one.severity or RULE.severity).value, one.message) for one in found]
+        return complete(read(Path("model.pt")))
 
-    return tell
+    return examine
 
 
 def below(prefix: str, state: Mapping[str, torch.Tensor]) -> State:
@@ -165,31 +170,7 @@ QUIET: dict[str, tuple[str, Callable[[Any], object], str]] = {
     ),
 }
 
-
-class Saved:
-    """A live module stands for its saved file: the classes of the tests cannot be imported."""
-
-    def __init__(self, group: Any) -> None:
-        self.group = group
-
-
-@pytest.mark.parametrize("case", QUIET)
-def test_quiet(case: str, made: Callable[..., Any], told: Callable[..., Any]) -> None:
-    source, saved_as, target = QUIET[case]
-    saved = saved_as(made(source))
-    if isinstance(saved, Saved):
-        complete = architecture(Architecture(model=f"networks.py:{target}"))
-        assert RULE.checkpoint
-        assert list(RULE.checkpoint(complete(Checkpoint("", "", (saved.group,))))) == []
-    else:
-        assert told(saved, target) == []
-
-
-def test_without_an_architecture_nothing_is_said() -> None:
-    assert RULE.checkpoint
-    assert list(RULE.checkpoint(checkpoint(layer()))) == []
-
-
+# The severity and the message of the one finding besides.
 FIRES: dict[str, tuple[str, Callable[[Any], object], str, str, str]] = {
     "another head": (
         "Net",
@@ -292,46 +273,50 @@ FIRES: dict[str, tuple[str, Callable[[Any], object], str, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", FIRES)
-def test_fires(case: str, made: Callable[..., Any], told: Callable[..., Any]) -> None:
-    source, saved_as, target, severity, message = FIRES[case]
+@pytest.mark.parametrize("name", QUIET)
+def test_quiet(name: str, made: Callable[..., Any], beside: Callable[..., Checkpoint]) -> None:
+    source, saved_as, target = QUIET[name]
+    assert asked(RULE, beside(saved_as(made(source)), target)) == []
+
+
+@pytest.mark.parametrize("name", FIRES)
+def test_fires(name: str, made: Callable[..., Any], beside: Callable[..., Checkpoint]) -> None:
+    source, saved_as, target, severity, message = FIRES[name]
     saved = saved_as(made(source))
-    if isinstance(saved, Saved):
-        complete = architecture(Architecture(model=f"networks.py:{target}"))
-        assert RULE.checkpoint
-        [one] = RULE.checkpoint(complete(Checkpoint("", "", (saved.group,))))
-        assert isinstance(one, Evidence)
-        assert message == one.message
-    else:
-        assert [(severity, message)] == told(saved, target)
-        if isinstance(saved, dict) and "state_dict" not in saved:
-            assert not strict_load(made, target, saved)
+    assert_found(RULE, beside(saved, target), Found(severity, message=message, layer=""))
+    if isinstance(saved, dict) and "state_dict" not in saved:
+        assert not strict_load(made, target, saved)
+
+
+def test_without_an_architecture_nothing_is_said() -> None:
+    assert asked(RULE, layer()) == []
 
 
 def test_safetensors_without_the_second_name_of_a_tensor_fits(
-    made: Callable[..., Any], told: Callable[..., Any]
+    made: Callable[..., Any], beside: Callable[..., Checkpoint]
 ) -> None:
     state = without(without(made("Tied").state_dict(), "again."), "out.weight")
-    assert told(state, "Tied", save=save_file) == []
+    assert asked(RULE, beside(state, "Tied", save=save_file)) == []
 
 
-def test_averaged_weights_are_compared_beside_the_raw_ones(made: Callable[..., Any], told: Callable[..., Any]) -> None:
+def test_averaged_weights_are_compared_beside_the_raw_ones(
+    made: Callable[..., Any], beside: Callable[..., Checkpoint]
+) -> None:
     net = made("Net")
     broken = renamed(net.state_dict(), "neck", "neck_bn")
-    found = told({"model": net.state_dict(), "ema": broken}, "Net")
     expected = (
         "it does not fit the architecture: missing in the file: 1 BatchNorm layer (neck); unknown to the architecture: "
         "1 BatchNorm layer (neck_bn)"
     )
-    assert found == [("error", expected)]
+    examined = beside({"model": net.state_dict(), "ema": broken}, "Net")
+    assert_found(RULE, examined, error(message=expected, layer="", group="ema"))
 
 
 def test_what_is_measured_names_every_tensor(made: Callable[..., Any]) -> None:
     group = live_group(made("Net", classes=3))
     expected = live_group(made("Net", channels=5)).tensors
-    assert RULE.checkpoint
-    [one] = RULE.checkpoint(Checkpoint("", "", (replace(group, contents="state_dict", expected=expected),)))
-    assert isinstance(one, Evidence)
+    examined = Checkpoint("", "", (replace(group, contents="state_dict", expected=expected),))
+    one = the_one(RULE, examined)
     assert one.measured["of_another_shape_count"] == len(group.tensors) - 2
     assert ("body.1.running_var", (4,), (5,)) in one.measured["of_another_shape"]  # type: ignore[operator]
     assert one.measured["batchnorm_is_concerned"] is True

@@ -76,6 +76,7 @@ FIRES: Fires = {
         "num_batches_tracked is 0 in 1 layer with trained statistics: it was not kept; num_batches_tracked of b is no "
         "history of its statistics: after 1 update with momentum 0.1 no variance is below 0.9, and there is one of 0.5",
     ),
+    # 0.9 ** 1.5
     "a counter that was averaged": (
         (layer("a", num_batches_tracked=1.5),),
         "num_batches_tracked of a is no history of its statistics: after 1 update with momentum 0.1 no variance is "

@@ -41,6 +41,7 @@ QUIET: Quiet = {
 }
 
 FIRES: Fires = {
+    # sqrt((2e-3 + 1e-3) / (2e-3 + 1e-5)), in the channel of the least variance
     "a rebuilt layer": (
         (*ported(10), odd("features.10.bn")),
         warning(

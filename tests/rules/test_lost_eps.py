@@ -27,6 +27,7 @@ QUIET: Quiet = {
 
 FIRES: Fires = {
     "0 where variances are small": (layer(**ZERO, **SMALL), warning("channel 0 of 4: the output is up to 1.1 times")),
+    # sqrt(1e-5 / 1e-12)
     "a tiny one where a variance is 0": (layer(eps=stored(1e-12), **DEAD), warning("3.16e+03 times")),
     "0 where a variance is 0": (layer(**ZERO, **DEAD), error("channel 0 of 4: eval mode divides by 0")),
     "a frozen layer that divides by 0": (layer(use=StatisticsUse.FROZEN, **ZERO, **DEAD), error("divides by 0")),

@@ -13,7 +13,7 @@ from bncheck.rules.more_updates_than_steps import RULE
 from bncheck.subjects.checkpoint import Checkpoint, Group
 from bncheck.subjects.layer import StatisticsUse
 from tests.rules.layers import layer
-from tests.rules.tables import Fires, Quiet, fires, found, quiet, warning
+from tests.rules.tables import Fires, Quiet, fires, found, left_open, quiet, warning
 
 
 def saved(steps: float | str | None, *groups: dict[str, float | None]) -> Checkpoint:
@@ -119,6 +119,8 @@ def test_a_real_loop_that_validates(
             network(torch.randn(4, 1, 8, 8))
     path = tmp_path / "last.pt"
     torch.save({"model": network.state_dict(), "optimizer": optimizer.state_dict()}, path)
-    measured = [evidence.measured for evidence in found(RULE, read(path))]
+    examined = read(path)
+    assert left_open(RULE, examined) == []
+    measured = [evidence.measured for evidence in found(RULE, examined)]
     expected = {"updates": 8, "optimizer_steps": 5, "forwards_per_step": 1, "extra": 3}
     assert ([expected] if validates_in_train_mode else []) == measured

@@ -53,6 +53,7 @@ FIRES: Fires = {
         paired(file(layer(eps=stored(1e-3))), file(layer())),
         warning("eps was 0.001 and is 1e-05, which changes the scale of a channel by up to 0.10%"),
     ),
+    # sqrt((1e-3 + 1e-3) / (1e-3 + 1e-5)) - 1
     "eps of another order, a small variance": (
         paired(file(layer(eps=stored(1e-3), running_var=[1e-3, 1, 1, 1])), file(layer(running_var=[1e-3, 1, 1, 1]))),
         error("eps was 0.001 and is 1e-05, which changes the scale of a channel by up to 40.72%"),
@@ -84,6 +85,7 @@ FIRES: Fires = {
         paired(file(layer(running_var=[7e4, 1.5, 2, 1])), file(layer(running_var=[np.inf, 1.5, 2, 1], **HALF))),
         error("the statistics were float32 and are float16, in which some are NaN or infinite"),
     ),
+    # Below half of 2^-24, the smallest number of float16: sqrt((1e-8 + 1e-9) / 1e-9) - 1
     "a variance that vanishes beside a small eps": (
         paired(
             file(layer(eps=stored(1e-9), running_var=[1e-8, 1.5, 2, 1])),

@@ -61,6 +61,7 @@ FIRES: Fires = {
         evaluation(fitted("a", 85, 2666), fitted("b", 3)),
         [warning(layer="a"), warning(layer="b")],
     ),
+    # ln(2) / 2 = 0.35, and 0.25 is allowed.
     "the variance alone": (evaluation(fitted(variance=0.5)), warning()),
     "ten updates after a reset": (
         evaluation(fitted("a", 0.003), fitted("b", 0.642), fitted("c", 0.257)),
