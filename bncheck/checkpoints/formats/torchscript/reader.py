@@ -102,7 +102,7 @@ def connections_of(
 
     methods: dict[str, dict[str, Method]] = {}
     for module, text in code_files(archive, root, {path.rpartition(".")[0] for path in tree.class_paths.values()}):
-        methods |= {f"{module}.{name}": found for name, found in methods_of(text).items()}
+        methods |= {f"{module}.{name}": own for name, own in methods_of(text).items()}
     names = {layer.stored_name: layer.name for layer in layers}
     joined = Joined(archive.source.name)
     flow = Flow(
