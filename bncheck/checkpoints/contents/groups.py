@@ -123,20 +123,20 @@ def children(value: object) -> Iterator[tuple[str, object]]:
 
     The state and the arguments of an object may be shared by many objects: they are values of their own.
     """
-    held: Iterable[tuple[object, object]] = ()
+    pairs: Iterable[tuple[object, object]] = ()
     if isinstance(value, Dictionary):
-        held = value.items()
+        pairs = value.items()
     elif isinstance(value, (list, tuple)):
-        held = enumerate(value)
+        pairs = enumerate(value)
     elif isinstance(value, Object):
         parts = [(UNNAMED, part) for part in (value.state, value.elements, value.args)]
-        held = chain(parts, value.entries)
-    for name, child in held:
-        if isinstance(child, CONTAINERS) and (child or isinstance(child, Object) or held_by_name(child)):
+        pairs = chain(parts, value.entries)
+    for name, child in pairs:
+        if isinstance(child, CONTAINERS) and (child or isinstance(child, Object) or has_attributes(child)):
             yield (str(name) if is_name(name) else "?"), child
 
 
-def held_by_name(value: object) -> bool:
+def has_attributes(value: object) -> bool:
     """Whether an empty dict is worth a look: it may be the state_dict of a layer without tensors."""
     return isinstance(value, Dictionary) and value.attributes is not None
 
@@ -146,12 +146,14 @@ def is_name(name: object) -> bool:
 
 
 def group_of_dictionary(
-    held: Dictionary, place: Place, tensor_of: Callable[[str, TensorRecord], Tensor]
+    state_dict: Dictionary, place: Place, tensor_of: Callable[[str, TensorRecord], Tensor]
 ) -> Group | None:
     """The group of a dict that looks like a state_dict, None for others (an optimizer's, say)."""
-    limits().spend(steps=len(held))
-    records = {key: record for key, record in held.items() if isinstance(key, str) and isinstance(record, TensorRecord)}
-    versions = versions_of(held)
+    limits().spend(steps=len(state_dict))
+    records = {
+        key: record for key, record in state_dict.items() if isinstance(key, str) and isinstance(record, TensorRecord)
+    }
+    versions = versions_of(state_dict)
     if not any(key.rpartition(".")[2] in ("weight", "bias", *STATISTICS) for key in records) and not versions:
         return None
     path = place.path
@@ -165,9 +167,9 @@ def group_of_dictionary(
     return state_dict_group(label, tensors, {f"{prefix}{key}": version for key, version in versions.items()})
 
 
-def versions_of(held: Dictionary) -> dict[str, int]:
+def versions_of(state_dict: Dictionary) -> dict[str, int]:
     """`version` by module name, from the `_metadata` that `nn.Module.state_dict` attaches; empty without it."""
-    attributes = held.attributes
+    attributes = state_dict.attributes
     metadata = attributes.get("_metadata") if isinstance(attributes, Dictionary) else None
     if not isinstance(metadata, Dictionary):
         return {}

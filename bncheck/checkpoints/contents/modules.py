@@ -61,22 +61,24 @@ def module_group(name: str, root: Object, tensor_of: Callable[[str, TensorRecord
         tensor_of: gives the tensor of a record; the first argument is what an error calls it.
     """
     tensors: dict[str, Tensor] = {}
-    found: list[tuple[str, Object, Dictionary, dict[str, Tensor]]] = []
+    batchnorms: list[tuple[str, Object, Dictionary, dict[str, Tensor]]] = []
     paths = []
     for path, module, state in walk(root):
         paths.append(path)
         own: dict[str, Tensor] = {}
-        for held in (state.get("_parameters"), state.get("_buffers")):
-            limits().spend(steps=STEPS_OF_TENSOR * len(held) if isinstance(held, Dictionary) else 0)
-            for part, record in items(held):
+        for table in (state.get("_parameters"), state.get("_buffers")):
+            limits().spend(steps=STEPS_OF_TENSOR * len(table) if isinstance(table, Dictionary) else 0)
+            for part, record in items(table):
                 limits().check_path(f"{path}.{part}" if len(part) < LONGEST_PATH else part)
                 if isinstance(record, TensorRecord):
                     own[part] = tensor_of(f"{path}.{part}" if path else part, record)
         tensors.update({f"{path}.{part}" if path else part: tensor for part, tensor in own.items()})
         if is_batchnorm(module, state):
-            found.append((path, module, state, own))
+            batchnorms.append((path, module, state, own))
     strip = prefix_stripper([path for path in paths if path and path != "module"])
-    layers = tuple(layer_from_module(strip(path), path, name, module, state, own) for path, module, state, own in found)
+    layers = tuple(
+        layer_from_module(strip(path), path, name, module, state, own) for path, module, state, own in batchnorms
+    )
     return Group(name, "module", {strip(key): tensor for key, tensor in tensors.items()}, layers)
 
 
@@ -100,9 +102,9 @@ def walk(root: Object) -> Iterator[tuple[str, Object, Dictionary]]:
         waiting.extend(reversed(named))
 
 
-def items(held: object) -> Iterator[tuple[str, object]]:
-    if isinstance(held, Dictionary):
-        for name, value in held.items():
+def items(table: object) -> Iterator[tuple[str, object]]:
+    if isinstance(table, Dictionary):
+        for name, value in table.items():
             if isinstance(name, str):
                 yield name, value
 

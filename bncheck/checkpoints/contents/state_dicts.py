@@ -55,22 +55,22 @@ def state_dict_group(
             parts.setdefault(prefix, {})[part] = tensor
     untracked = untracked_prefixes(tensors, parts, versions or {})
     layers = [
-        layer_from_tensors(strip(prefix), prefix, name, found, kinds, (versions or {}).get(prefix))
-        for prefix, found in parts.items()
-        if any(statistic in found for statistic in STATISTICS)
+        layer_from_tensors(strip(prefix), prefix, name, own, kinds, (versions or {}).get(prefix))
+        for prefix, own in parts.items()
+        if any(statistic in own for statistic in STATISTICS)
     ]
     for prefix in untracked:
-        found = parts.get(prefix, {})
+        own = parts.get(prefix, {})
         layers.append(
             BatchNormLayer(
                 name=strip(prefix),
                 group=name,
                 stored_name=prefix,
                 kind=inferred(BATCH_OR_INSTANCE),
-                num_features=found["weight"].size if "weight" in found else None,
-                affine=inferred(bool(found)),
+                num_features=own["weight"].size if "weight" in own else None,
+                affine=inferred(bool(own)),
                 track_running_stats=inferred(False),
-                **read_tensors(found),
+                **read_tensors(own),
             )
         )
     if versions and untracked:
@@ -80,11 +80,11 @@ def state_dict_group(
 
 
 def layer_from_tensors(
-    name: str, stored_name: str, group: str, found: Mapping[str, Tensor], kinds: KindInference, version: int | None
+    name: str, stored_name: str, group: str, own: Mapping[str, Tensor], kinds: KindInference, version: int | None
 ) -> BatchNormLayer:
-    """The layer whose tensors are `found`, by their last names."""
-    statistic = found.get("running_mean") or found["running_var"]
-    known = all(found[part].dtype in FLOATING for part in STATISTICS if part in found)
+    """The layer whose tensors are `own`, by their last names."""
+    statistic = own.get("running_mean") or own["running_var"]
+    known = all(own[part].dtype in FLOATING for part in STATISTICS if part in own)
     channels = statistic.size if known else None
     kind = kinds.kind(stored_name, channels) if channels else UNTOLD
     return BatchNormLayer(
@@ -93,13 +93,13 @@ def layer_from_tensors(
         stored_name=stored_name,
         kind=inferred(kind),
         num_features=channels,
-        affine=inferred("weight" in found),
+        affine=inferred("weight" in own),
         track_running_stats=inferred(True),
-        num_batches_tracked=read_counter(found.get(COUNTER)),
-        counter_dtype=found[COUNTER].dtype if COUNTER in found else None,
+        num_batches_tracked=read_counter(own.get(COUNTER)),
+        counter_dtype=own[COUNTER].dtype if COUNTER in own else None,
         version=version,
         dtype=statistic.dtype,
-        **read_tensors(found),
+        **read_tensors(own),
     )
 
 
@@ -108,15 +108,15 @@ FLOATING = {"float64", "float32", "float16", "bfloat16"} | {
 }
 
 
-def read_tensors(found: Mapping[str, Tensor]) -> dict[str, Any]:
+def read_tensors(own: Mapping[str, Tensor]) -> dict[str, Any]:
     """Fields of BatchNormLayer: the arrays that hold numbers, and the names of those that hold none."""
     fields: dict[str, Any] = {}
     missing = []
-    limits().spend(layers=1, numbers=sum(tensor.size for tensor in found.values()))
+    limits().spend(layers=1, numbers=sum(tensor.size for tensor in own.values()))
     for part in TENSORS:
-        if part not in found:
+        if part not in own:
             continue
-        array = read_array(found[part])
+        array = read_array(own[part])
         if array is None:
             missing.append(part)
         else:

@@ -30,9 +30,9 @@ def facts_of(value: object, tensor_of: Callable[[str, TensorRecord], Tensor]) ->
     """The single numbers and short texts of a checkpoint by name, and the largest step count of its optimizers."""
     facts: dict[str, Fact] = {}
     if isinstance(value, Dictionary):
-        for name, held in value.items():
-            if name in TABLES and isinstance(held, Dictionary):
-                facts.update((f"{name}.{key}", fact) for key, fact in scalars(held))
+        for name, table in value.items():
+            if name in TABLES and isinstance(table, Dictionary):
+                facts.update((f"{name}.{key}", fact) for key, fact in scalars(table))
         facts.update(scalars(value))
     facts = dict(list(facts.items())[:MAX_FACTS])
     steps = [step for state in optimizer_states(value) for step in steps_of(state, tensor_of)]
@@ -41,8 +41,8 @@ def facts_of(value: object, tensor_of: Callable[[str, TensorRecord], Tensor]) ->
     return facts
 
 
-def scalars(held: Dictionary) -> Iterator[tuple[str, Fact]]:
-    for name, value in held.items():
+def scalars(table: Dictionary) -> Iterator[tuple[str, Fact]]:
+    for name, value in table.items():
         if isinstance(name, str) and len(name) <= LONGEST_TEXT and is_fact(value):
             yield name, value  # type: ignore[misc]
 
@@ -59,20 +59,22 @@ def optimizer_states(value: object) -> Iterator[Dictionary]:
     """The `state` of each optimizer's state_dict: a dict beside `param_groups`."""
     waiting, seen = [value], set[int]()
     while waiting and len(seen) < MAX_VISITS:
-        held = waiting.pop()
-        if id(held) in seen:
+        container = waiting.pop()
+        if id(container) in seen:
             continue
-        seen.add(id(held))
-        if isinstance(held, Dictionary) and "param_groups" in held and isinstance(held.get("state"), Dictionary):
-            yield held["state"]  # type: ignore[misc]
+        seen.add(id(container))
+        fields = container if isinstance(container, Dictionary) and "param_groups" in container else Dictionary()
+        state = fields.get("state")
+        if isinstance(state, Dictionary):
+            yield state
         else:
-            waiting.extend(child for _, child in children(held))
+            waiting.extend(child for _, child in children(container))
 
 
 def steps_of(state: Dictionary, tensor_of: Callable[[str, TensorRecord], Tensor]) -> Iterator[int]:
     """The `step` of each parameter: a number, or since torch 1.12 a tensor."""
-    for _, held in zip(range(MAX_PARAMETERS), state.values(), strict=False):
-        step = held.get("step") if isinstance(held, Dictionary) else None
+    for _, parameter in zip(range(MAX_PARAMETERS), state.values(), strict=False):
+        step = parameter.get("step") if isinstance(parameter, Dictionary) else None
         if isinstance(step, TensorRecord):
             tensor = tensor_of("step", step)
             step = tensor.read().reshape(-1)[0].item() if tensor.read is not None and tensor.size == 1 else None

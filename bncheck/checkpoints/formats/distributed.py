@@ -74,8 +74,8 @@ def read(source: Source) -> Checkpoint:
         UnsupportedError: another storage wrote it, or it is compressed.
     """
     folder = Folder(source)
-    held = nested(folder.paths(), source.name)
-    groups = groups_of(held, source.name, folder.tensor)
+    saved = nested(folder.paths(), source.name)
+    groups = groups_of(saved, source.name, folder.tensor)
     return Checkpoint(source.name, FORMAT, groups, tuple(sorted(folder.globals | folder.globals_of_objects())))
 
 
@@ -280,7 +280,7 @@ class Folder:
 
     def globals_of_objects(self) -> set[GlobalReference]:
         """What the objects that are no tensors refer to: loading unpickles them without asking."""
-        found: set[GlobalReference] = set()
+        references: set[GlobalReference] = set()
         seen: set[bytes] = set()
         for key, placed in self.places.items():
             place = placed.get(None)
@@ -293,8 +293,8 @@ class Folder:
                 seen.add(data)
             archive, root = self.archive(place, f"{quoted(key)} in {self.source.name}")
             pickle = archive.read(f"{root}data.pkl", MAX_BYTES)
-            found |= read_pickle(pickle, archive.source.name, CONSTRUCTORS, storage_of).globals
-        return found
+            references |= read_pickle(pickle, archive.source.name, CONSTRUCTORS, storage_of).globals
+        return references
 
 
 def state_of(value: object) -> Dictionary | None:

@@ -16,7 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional
 
+from bncheck.checkpoints.encodings.protobuf import as_field
 from bncheck.checkpoints.formats import onnx_model
+from bncheck.checkpoints.formats.onnx_model.skeleton import GRAPH
 from bncheck.checkpoints.sources.local import FileSource
 from bncheck.errors import UnreadableError, UnsupportedError
 from bncheck.subjects.checkpoint import Checkpoint
@@ -404,7 +406,7 @@ def test_two_graphs_or_a_weight_given_twice_are_refused(tmp_path: Path, read: Re
     path = save(tmp_path / "model.onnx", [batchnorm()])
     data = path.read_bytes()
     model = onnx.load(path)
-    path.write_bytes(data + onnx_model.as_field(onnx_model.GRAPH, model.graph.SerializeToString()))
+    path.write_bytes(data + as_field(GRAPH, model.graph.SerializeToString()))
     with pytest.raises(UnreadableError, match="two graphs"):
         read(path)
     model.graph.initializer.append(model.graph.initializer[0])

@@ -133,15 +133,15 @@ def read_classes(text: str, most_calls: int) -> dict[str, ClassCode]:
         if line.startswith("  "):
             if code is None:
                 continue
-            if found := METHOD.match(line):
-                method = found[1], found[2], []
-            elif found := CONSTANT.fullmatch(line):
-                constant = literal(found[2])
+            if match := METHOD.match(line):
+                method = match[1], match[2], []
+            elif match := CONSTANT.fullmatch(line):
+                constant = literal(match[2])
                 if constant:
-                    code.constants[found[1]] = constant.value
+                    code.constants[match[1]] = constant.value
         elif line:
-            found = CLASS.match(line)
-            code = classes.setdefault(found[1], ClassCode()) if found else None
+            match = CLASS.match(line)
+            code = classes.setdefault(match[1], ClassCode()) if match else None
     return classes
 
 
@@ -161,16 +161,16 @@ def read_method(name: str, self_name: str, lines: list[str]) -> Iterator[BatchNo
                 passed = [evaluate(argument, values, strings) for argument in arguments[1 : len(order) + 1]]
                 if len(passed) == len(order):
                     yield BatchNormCall(name, **dict(zip(order, passed, strict=True)))
-        if found := ASSIGNMENT.fullmatch(masked):
-            target, expression = found[1], found[2]
+        if match := ASSIGNMENT.fullmatch(masked):
+            target, expression = match[1], match[2]
             if assigned[target] == 1 and target != self_name:
                 values[target] = evaluate(expression, values, strings)
                 if values[target] == FUNCTIONAL and len(aliases) < MAX_ALIASES:
                     aliases.append(target)
-        elif found := CONDITION.fullmatch(line):
+        elif match := CONDITION.fullmatch(line):
             named = truth_of_condition(lines[index + 1 : index + 4])
             if named and assigned[named] == 2 and named != self_name:
-                values[named] = values.get(found[1], UNRESOLVED)
+                values[named] = values.get(match[1], UNRESOLVED)
 
 
 def targets(line: str) -> list[str]:
@@ -195,8 +195,8 @@ def mask(line: str) -> tuple[str, list[str]]:
         return line, []
     strings: list[str] = []
 
-    def replace(found: re.Match[str]) -> str:
-        strings.append(found[0][1:].removesuffix('"'))
+    def replace(match: re.Match[str]) -> str:
+        strings.append(match[0][1:].removesuffix('"'))
         return f'"{len(strings) - 1}"'
 
     return STRING.sub(replace, line), strings
@@ -205,8 +205,8 @@ def mask(line: str) -> tuple[str, list[str]]:
 def calls_in(text: str, wanted: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
     """The name and the arguments of each call of one of the wanted functions, however calls are nested."""
     opened: list[tuple[str, list[int]] | None] = []  # of a wanted call its name, and where its bracket and commas are
-    for found in BRACKET.finditer(text):
-        character, place = found[0], found.start()
+    for match in BRACKET.finditer(text):
+        character, place = match[0], match.start()
         if character in "([{":
             name = name_before(text, place, wanted) if character == "(" else ""
             opened.append((name, [place]) if name else None)
@@ -242,8 +242,8 @@ def evaluate(expression: str, values: Mapping[str, Value], strings: Sequence[str
     if len(text) > MAX_EXPRESSION:
         return UNRESOLVED
     for _ in range(MAX_WRAPPINGS):
-        found = CAST.fullmatch(text)
-        shorter = found[1] if found else GETATTR.sub(r"\1.\2", IN_PARENTHESES.sub(r"\1", text))
+        match = CAST.fullmatch(text)
+        shorter = match[1] if match else GETATTR.sub(r"\1.\2", IN_PARENTHESES.sub(r"\1", text))
         if shorter == text:
             break
         text = shorter
@@ -252,8 +252,8 @@ def evaluate(expression: str, values: Mapping[str, Value], strings: Sequence[str
         return constant
     if FUNCTIONAL_NAME.fullmatch(text):
         return FUNCTIONAL
-    if found := TENSOR_CONSTANT.fullmatch(text):
-        return TensorConstant(int(found[1]))
+    if match := TENSOR_CONSTANT.fullmatch(text):
+        return TensorConstant(int(match[1]))
     if not DOTTED.fullmatch(text):
         return UNRESOLVED
     head, *rest = text.split(".")

@@ -137,12 +137,12 @@ def methods_of(text: str) -> dict[str, dict[str, Method]]:
                 inside[name] = method
         name, lines = "", []
         if line.startswith("  "):
-            found = METHOD.match(line)
-            if found:
-                name, lines = found[1], [line]
+            match = METHOD.match(line)
+            if match:
+                name, lines = match[1], [line]
         elif line:
-            found = CLASS.match(line)
-            inside = classes.setdefault(found[1], {}) if found else None
+            match = CLASS.match(line)
+            inside = classes.setdefault(match[1], {}) if match else None
     return classes
 
 
@@ -240,8 +240,8 @@ class Flow:
         place = 0
         while place < len(lines):
             self.step()
-            found = BLOCK.fullmatch(lines[place])
-            if not found:
+            match = BLOCK.fullmatch(lines[place])
+            if not match:
                 returned = self.statement(lines[place], names)
                 if returned:
                     return returned
@@ -249,10 +249,10 @@ class Flow:
                 continue
             end = end_of_block(lines, place)
             otherwise = range(0)
-            if found[2] == "if" and end < len(lines) and lines[end] == f"{found[1]}else:":
+            if match[2] == "if" and end < len(lines) and lines[end] == f"{match[1]}else:":
                 otherwise = range(end + 1, end_of_block(lines, end))
             self.step((otherwise.stop or end) - place)
-            chosen = self.truth(found[3], names) if found[2] == "if" else None
+            chosen = self.truth(match[3], names) if match[2] == "if" else None
             if chosen is None:
                 self.pass_over(lines[place : otherwise.stop or end], names)
             else:
@@ -329,8 +329,8 @@ class Flow:
                 return tuple(self.evaluate(part, names) for part in parts)
             case ast.Attribute():
                 return self.attribute(node, names)
-            case ast.Subscript(value=held, slice=ast.Constant(value=int() as index)):
-                values = self.evaluate(held, names)
+            case ast.Subscript(value=listed, slice=ast.Constant(value=int() as index)):
+                values = self.evaluate(listed, names)
                 if isinstance(values, tuple) and -len(values) <= index < len(values):
                     return values[index]
                 self.spoil(values)
@@ -439,8 +439,8 @@ class Flow:
         holders = {id(value.holder): value.holder for value in stored.values()}
         if len(holders) == 1:
             [holder] = holders.values()
-            held = part_of(holder, "_buffers")
-            own = {part: Stored(holder, part) if held.get(part) is not None else None for part in TENSORS}
+            buffers = part_of(holder, "_buffers")
+            own = {part: Stored(holder, part) if buffers.get(part) is not None else None for part in TENSORS}
             if given == own:
                 return self.layers.get(id(holder))
         self.spoil(*holders.values())
