@@ -795,6 +795,15 @@ def test_interruption_is_not_an_error_of_the_model() -> None:
         call(Interrupted(), ONE)
 
 
+def test_what_lies_beside_a_prefix_is_not_loaded_over_what_lies_below_it(
+    tmp_path: Path, net: Any, options: Any
+) -> None:
+    state = net().state_dict()
+    torch.save({**{f"net.{key}": held for key, held in state.items()}, "bn.weight": torch.ones(4)}, tmp_path / "m.pt")
+    with pytest.raises(ModelError, match="does not fit the model"):
+        load_runnable(tmp_path / "m.pt", options())
+
+
 # -- abilities
 
 
