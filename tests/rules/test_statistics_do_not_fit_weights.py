@@ -18,7 +18,7 @@ from bncheck.checkpoints.sources.local import FileSource
 from bncheck.findings.rule import CannotTell
 from bncheck.rules.statistics_do_not_fit_weights import FIX, NO_GRAPH, NO_PAIR, RULE, mean_of_output
 from bncheck.subjects.checkpoint import Checkpoint, Connection, Group
-from bncheck.subjects.layer import BatchNormLayer, StatisticsUse
+from bncheck.subjects.layer import UNKNOWN, BatchNormLayer, StatisticsUse
 from tests.checkpoints.contents.test_connections import FORMATS, Network, joined
 from tests.rules.layers import fresh, layer
 from tests.rules.tables import Fires, Quiet, Undecided, fires, note, quiet, said, the_one, undecided
@@ -73,6 +73,12 @@ FEW = 4
 QUIET: Quiet = {
     "the mean is what bias and weight give": file(BEFORE, after(fitting()), connection=connected()),
     "with the bias of the convolution": file(BEFORE, after(fitting(bias=NOISE)), connection=connected(bias=NOISE)),
+    # The file does not hold eps: the default, 1e-5, stands in for it.
+    "variances far below an eps that is not known": file(
+        BEFORE,
+        after(1e-4 * NOISE, running_var=np.full(CHANNELS, 1e-9), eps=UNKNOWN),
+        connection=connected("relu", bias=-fitting("relu")),
+    ),
     "through a ReLU": file(BEFORE, after(fitting("relu")), connection=connected("relu")),
     "through a ReLU6": file(BEFORE, after(fitting("relu6")), connection=connected("relu6")),
     "through a ReLU of values that are not normally distributed": file(
