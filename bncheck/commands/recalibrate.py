@@ -227,8 +227,9 @@ def recalibrate_file(
         checkpoint = read_writable(source)
         group = choose_group(checkpoint, options.group)
         from bncheck.evaluation.models.foreign import importable
+        from bncheck.evaluation.models.weights import names_in_file
         from bncheck.evaluation.probes.drift import drift
-        from bncheck.evaluation.probes.recalibrate import chosen_layers, names_in_file, recalibrate
+        from bncheck.evaluation.probes.recalibrate import chosen_layers, recalibrate
         from bncheck.evaluation.session import load_model, opened
 
         estimation = estimation_of(options)

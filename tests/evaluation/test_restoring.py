@@ -17,18 +17,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bncheck.evaluation import restoring
-from bncheck.evaluation.models.live import live_group
-from bncheck.evaluation.restoring import (
-    Statistics,
-    batchnorm_layers,
-    fingerprint,
-    put_back,
-    restored,
-    snapshot,
-    statistics_of,
-    swapped,
-)
+from bncheck.evaluation import process, restoring, tensors
+from bncheck.evaluation.restoring import fingerprint, restored
+from bncheck.evaluation.statistics import batchnorm_layers
 
 
 @pytest.fixture(autouse=True)
@@ -292,13 +283,16 @@ def test_ctrl_c_inside_is_undone_and_arrives() -> None:
         signal.sigtimedwait([], 5)
 
 
+PUTTING_BACK = {file.__file__ for file in (restoring, process, tensors, contextlib)}
+
+
 def interrupt_at_call(number: int) -> Callable[[types.FrameType, str, object], None]:
     """A profile function that sends Ctrl-C at one of the Python calls that follow."""
     calls = 0
 
     def profile(frame: types.FrameType, event: str, _: object) -> None:
         nonlocal calls
-        if event == "call" and frame.f_code.co_filename in (restoring.__file__, contextlib.__file__):
+        if event == "call" and frame.f_code.co_filename in PUTTING_BACK:
             calls += 1
             if calls == number:
                 sys.setprofile(None)
@@ -536,93 +530,3 @@ def test_distributed_data_parallel_is_restored(tmp_path: Path) -> None:
         assert list(batchnorm_layers(module)) == ["stem.1", "body.1", "head.2"]
     finally:
         torch.distributed.destroy_process_group()
-
-
-# -- BatchNorm layers
-
-
-class FrozenBatchNorm(nn.Module):
-    """As torchvision, detectron2 and timm have it: everything is a buffer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            self.register_buffer(name, torch.ones(3))
-
-
-class BatchNormWithActivation(nn.BatchNorm2d):
-    """As timm has it."""
-
-
-def zoo() -> nn.Module:
-    shared = nn.BatchNorm2d(3)
-    return nn.ModuleDict(
-        {
-            "plain": nn.BatchNorm2d(3),
-            "without": nn.BatchNorm1d(3, track_running_stats=False),
-            "sync": nn.SyncBatchNorm(3),
-            "frozen": FrozenBatchNorm(),
-            "subclass": BatchNormWithActivation(3),
-            "lazy": nn.LazyBatchNorm3d(),
-            "shared": shared,
-            "again": shared,
-            "compiled": torch.compile(nn.Sequential(nn.BatchNorm2d(3)), backend="eager"),
-            "instance": nn.InstanceNorm2d(3, track_running_stats=True),
-            "group": nn.GroupNorm(1, 3),
-        }
-    )
-
-
-NAMES = ["plain", "without", "sync", "frozen", "subclass", "lazy", "shared", "compiled.0"]
-
-
-@pytest.mark.parametrize(
-    "wrap", [nn.Sequential, nn.DataParallel, lambda module: torch.compile(module, backend="eager")],
-    ids=["sequential", "DataParallel", "compile"],
-)  # fmt: skip
-def test_batchnorm_layers_are_found_by_the_names_of_their_checkpoint(wrap: Callable[[nn.Module], nn.Module]) -> None:
-    module = wrap(zoo())
-    found = batchnorm_layers(module)
-    names = [f"0.{name}" for name in NAMES] if wrap is nn.Sequential else NAMES
-    assert list(found) == names
-    assert [layer.name for layer in live_group(module).layers if layer.kind.value != "InstanceNorm2d"] == names
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-def test_batchnorm_layers_of_a_script_module_are_found() -> None:
-    net = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False), nn.InstanceNorm2d(3))
-    net.append(nn.InstanceNorm2d(3, track_running_stats=True))
-    assert list(batchnorm_layers(torch.jit.script(net))) == ["0", "1"]
-
-
-def test_a_network_without_batchnorm_has_none() -> None:
-    assert batchnorm_layers(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))) == {}
-
-
-# -- statistics
-
-
-def test_a_snapshot_is_put_back_into_the_same_tensors() -> None:
-    module = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False), FrozenBatchNorm())
-    layers = batchnorm_layers(module)
-    saved = snapshot(layers)
-    assert saved["1"] == Statistics(None, None, None)
-    assert saved["2"].counter is None
-    with unchanged(module):
-        module[0](images())
-        module[2].running_var.zero_()
-        assert module[0].num_batches_tracked == 1
-        put_back(layers, saved)
-    assert module[0].num_batches_tracked == 0
-
-
-def test_statistics_are_swapped_for_a_while() -> None:
-    module = nn.Sequential(nn.BatchNorm2d(3)).eval()
-    layers = batchnorm_layers(module)
-    own = module(images())
-    other = {"0": Statistics(torch.full((3,), 5.0), torch.full((3,), 4.0), None)}
-    with unchanged(module), pytest.raises(KeyboardInterrupt), swapped(layers, other):  # noqa: PT012
-        torch.testing.assert_close(module(images()), (images() - 5) / 2, rtol=1e-5, atol=1e-6)
-        assert statistics_of(module[0]).counter == 0
-        raise KeyboardInterrupt
-    assert torch.equal(module(images()), own)

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from bncheck.evaluation.observing.moments import watching
-from bncheck.evaluation.restoring import batchnorm_layers, restored
+from bncheck.evaluation.restoring import restored
+from bncheck.evaluation.statistics import batchnorm_layers
 
 SIZE = 224
 

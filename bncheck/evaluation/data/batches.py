@@ -110,6 +110,6 @@ def non_finite_samples(batch: Batch) -> int:
         # The sum tells the usual case cheaply. It may overflow although all are finite, so it only acquits.
         if not tensor.is_floating_point() or not tensor.numel() or tensor.sum().isfinite():
             continue
-        found = ~tensor.isfinite().reshape(len(tensor), -1).all(1).cpu()
-        bad = found if bad is None or len(bad) != len(found) else bad | found
+        rows = ~tensor.isfinite().reshape(len(tensor), -1).all(1).cpu()
+        bad = rows if bad is None or len(bad) != len(rows) else bad | rows
     return 0 if bad is None else int(bad.sum())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +10,10 @@ import numpy as np
 import torch
 
 from bncheck.errors import UsageError
-from bncheck.evaluation.data.arrays import NUMBERS, from_numpy
 from bncheck.evaluation.data.batches import LABEL_KEYS, Batch, Data
+from bncheck.evaluation.data.columns import NUMBERS, from_numpy
 from bncheck.evaluation.models.foreign import foreign_code, importable, load_callable
+from bncheck.evaluation.process import random_state, set_random_state
 from bncheck.wording import few
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class CallableSource:
         self.passes = 0
         self.kept: Iterable[Any] | None = None
         with self.running():
-            self.found = load_callable(spec, "--data")
+            self.named = load_callable(spec, "--data")
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -74,7 +74,7 @@ class CallableSource:
     def iterable(self) -> Iterable[Any]:
         if self.kept is not None:
             return self.kept
-        made: Any = self.found() if callable(self.found) else self.found
+        made: Any = self.named() if callable(self.named) else self.named
         if isinstance(made, (torch.Tensor, np.ndarray, Mapping, tuple, str)) or not is_iterable(made):
             raise UsageError(
                 f"--data {self.spec} gives a {type(made).__name__}, not an iterable of batches",
@@ -87,7 +87,7 @@ class CallableSource:
             )
         if not isinstance(made, Iterator):
             self.kept = made
-        elif self.passes and not callable(self.found):
+        elif self.passes and not callable(self.named):
             raise UsageError(
                 f"--data {self.spec} is a {type(made).__name__}, which can be read only once",
                 "Name a function that returns a new one each time.",
@@ -130,19 +130,6 @@ def is_iterable(made: Any) -> bool:
     return True
 
 
-def random_state() -> tuple[Any, Any, Any]:
-    return torch.get_rng_state(), random.getstate(), np.random.get_state()
-
-
-def set_random_state(state: tuple[Any, Any, Any]) -> None:
-    torch.set_rng_state(state[0])
-    random.setstate(state[1])
-    np.random.set_state(state[2])
-
-
-# -- what it yields
-
-
 def batch_of(item: Any, spec: str, input_keys: Sequence[str]) -> Batch:
     """A batch from a tensor, (inputs, labels), [inputs] as a DataLoader over one tensor yields it, or a dict.
 
@@ -176,15 +163,15 @@ def batch_of(item: Any, spec: str, input_keys: Sequence[str]) -> Batch:
     return Batch(inputs, as_labels(labels), len(usable[0]), item)
 
 
-def chosen_inputs(found: Mapping[Any, Any], spec: str, input_keys: Sequence[str]) -> Any:
+def chosen_inputs(yielded: Mapping[Any, Any], spec: str, input_keys: Sequence[str]) -> Any:
     """The tensors of a dict that the model takes; one that was named is passed alone."""
     for key in input_keys:
-        if key not in found:
+        if key not in yielded:
             raise UsageError(
-                f"--input-key {key} is not in what --data {spec} yields", f"It has {few(sorted(map(str, found)), 8)}."
+                f"--input-key {key} is not in what --data {spec} yields", f"It has {few(sorted(map(str, yielded)), 8)}."
             )
-    keys = input_keys or [key for key in found if key not in LABEL_KEYS]
-    tensors = {str(key): as_tensor(found[key]) for key in keys}
+    keys = input_keys or [key for key in yielded if key not in LABEL_KEYS]
+    tensors = {str(key): as_tensor(yielded[key]) for key in keys}
     if len(input_keys) == 1:
         return tensors[input_keys[0]]
     return {key: tensor for key, tensor in tensors.items() if isinstance(tensor, torch.Tensor) or key in input_keys}

@@ -1,26 +1,20 @@
-"""Batches from a folder of images, decoded ahead by threads, in a fixed order.
-
-What Pillow and torchvision's ImageFolder do by default is done here: transparency is dropped, not blended; an
-animation is its first frame; the orientation in EXIF is not applied. 16 bits of gray keep their precision, 16 bits
-of color are read as 8.
-"""
+"""Batches from a folder of images, decoded ahead by threads, in a fixed order."""
 
 from __future__ import annotations
 
 import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 
 from bncheck.errors import UnreadableError, UsageError
 from bncheck.evaluation.data.batches import Batch, Data
+from bncheck.evaluation.data.pixels import Picture, read_image
 from bncheck.evaluation.data.preprocessing import find_preprocessing
 from bncheck.wording import count, quoted
 
@@ -35,24 +29,10 @@ if TYPE_CHECKING:
 SUFFIXES = {
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
 }  # fmt: skip
-# What Pillow may take a file for, whatever its name. Not EPS: Pillow starts Ghostscript on it.
-FORMATS = ("JPEG", "MPO", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "JPEG2000", "AVIF")
 # Folders of this name hold parts of a data set, not classes.
 SPLITS = {"train", "training", "val", "valid", "validation", "eval", "dev", "test", "testing"}
 # Written by macOS into archives; the files in it are named like the images.
 JUNK = "__MACOSX"
-# 65535 / 255: brings 16-bit pixels to the range of 8-bit ones.
-WIDE_STEP = np.float32(257)
-BROKEN_HINT = "Replace or remove it, or leave out what cannot be read with --skip-unreadable."
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """One image file, and the index of its class or None."""
-
-    path: str
-    name: str
-    label: int | None
 
 
 def open_images(root: Path, names: Sequence[str], options: DataOptions, beside: Path | None = None) -> Data:
@@ -87,7 +67,7 @@ def find_files(root: Path, suffixes: Iterable[str]) -> list[str]:
     """
     wanted = set(suffixes)
     seen: set[str] = set()
-    found: list[tuple[str, ...]] = []
+    names: list[tuple[str, ...]] = []
     for folder, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
@@ -96,10 +76,10 @@ def find_files(root: Path, suffixes: Iterable[str]) -> list[str]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != JUNK)
         parts = Path(folder).relative_to(root).parts
-        found += [
+        names += [
             (*parts, name) for name in files if not name.startswith(".") and os.path.splitext(name)[1].lower() in wanted
         ]
-    return ["/".join(parts) for parts in sorted(found)]
+    return ["/".join(parts) for parts in sorted(names)]
 
 
 def spread_first(names: Sequence[str], limit: int | None) -> Sequence[str]:
@@ -122,9 +102,6 @@ def class_names(names: Sequence[str]) -> tuple[str, ...] | None:
     return tuple(sorted(tops))
 
 
-# -- reading
-
-
 def read_batches(
     root: Path,
     names: Sequence[str],
@@ -139,7 +116,7 @@ def read_batches(
     decode = partial(read_image, preprocessing=preprocessing, channels_last=options.channels_last)
     left = options.limit if options.limit is not None else len(names)
     first: tuple[str, tuple[int, ...]] | None = None
-    held: list[NDArray[np.float32]] = []
+    batch: list[NDArray[np.float32]] = []
     labels: list[int] = []
     # Read ahead by a batch, so that the next is ready when the model is done with this one; and never by more.
     ahead = min(options.batch_size + options.workers, left)
@@ -155,17 +132,17 @@ def read_batches(
         first = first or (picture.name, pixels.shape)
         if pixels.shape != first[1]:
             raise different_sizes(first, (picture.name, pixels.shape), options.channels_last)
-        held.append(pixels)
+        batch.append(pixels)
         if picture.label is not None:
             labels.append(picture.label)
         left -= 1
-        if len(held) == options.batch_size or not left:
-            yield batch_of(held, labels)
-            held, labels = [], []
+        if len(batch) == options.batch_size or not left:
+            yield batch_of(batch, labels)
+            batch, labels = [], []
         if not left:
             return
-    if held:
-        yield batch_of(held, labels)
+    if batch:
+        yield batch_of(batch, labels)
     elif first is None:
         raise UnreadableError(
             f"{root} holds {count(len(names), 'image')}, of which none can be read",
@@ -196,9 +173,8 @@ def in_order(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def batch_of(held: list[NDArray[np.float32]], labels: list[int]) -> Batch:
-    inputs = torch.from_numpy(np.stack(held))
-    return Batch(inputs, torch.tensor(labels) if labels else None, len(held))
+def batch_of(pixels: list[NDArray[np.float32]], labels: list[int]) -> Batch:
+    return Batch(torch.from_numpy(np.stack(pixels)), torch.tensor(labels) if labels else None, len(pixels))
 
 
 def different_sizes(
@@ -210,84 +186,3 @@ def different_sizes(
         f"images of different sizes: {sizes[0]} and {sizes[1]} pixels (height x width)",
         "Give --resize N --size HxW to cut out the center, or --size HxW alone to stretch them.",
     )
-
-
-# -- one image
-
-
-@cache
-def known_formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-def read_image(picture: Picture, preprocessing: Preprocessing, channels_last: bool) -> NDArray[np.float32]:
-    """The image as the model sees it: (C, H, W), or (H, W, C), contiguous.
-
-    Raises:
-        UnreadableError: the file is no image, is damaged, or has pixels whose range nobody knows.
-    """
-    try:
-        with Image.open(picture.path, formats=known_formats()) as opened:
-            most = Image.MAX_IMAGE_PIXELS
-            if most is not None and opened.width * opened.height > most:
-                raise too_many_pixels(picture.name, most)
-            image = in_color(opened, preprocessing.grayscale)
-        return normalise(cut(image, preprocessing), preprocessing, channels_last)
-    except UnreadableError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise too_many_pixels(picture.name, Image.MAX_IMAGE_PIXELS or 0) from error
-    except Exception as error:  # Pillow's decoders raise errors of all kinds on damaged files
-        said = "" if "cannot identify image file" in str(error) else f": {error or type(error).__name__}"
-        raise UnreadableError(f"image {quoted(picture.name)} cannot be read{said}", BROKEN_HINT) from error
-
-
-def too_many_pixels(name: str, most: int) -> UnreadableError:
-    return UnreadableError(
-        f"image {quoted(name)} says that it has more than {most:,} pixels, which may be an attack on memory",
-        "Make it smaller, or remove it, or leave out what cannot be read with --skip-unreadable.",
-    )
-
-
-def in_color(image: Image.Image, grayscale: bool) -> Image.Image:
-    """The image in RGB or gray, 8 bits; a gray image of 16 bits as floating numbers from 0 to 255 (mode F)."""
-    wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-    if wide:
-        return Image.fromarray(np.asarray(image).astype(np.float32) / WIDE_STEP)
-    if image.mode in ("I", "F"):
-        raise ValueError("it has pixels of 32 bits, whose range is not known; save it with 8 or 16, or as an array")
-    if image.mode in ("P", "PA"):
-        image = image.convert("RGBA")  # a palette may hold transparency, which only this conversion understands
-    return image.convert("L" if grayscale else "RGB")
-
-
-def cut(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """The image resized and cut, with torchvision's rounding."""
-    resize = preprocessing.resize
-    if isinstance(resize, int):
-        short, long = sorted(image.size)
-        longer = int(resize * long / short)
-        resize = (longer, resize) if image.width <= image.height else (resize, longer)
-    if resize is not None and (resize[1], resize[0]) != image.size:
-        image = image.resize((resize[1], resize[0]), Image.Resampling[preprocessing.interpolation.upper()])
-    if preprocessing.crop is not None:
-        height, width = preprocessing.crop
-        left, top = margin(image.width, width), margin(image.height, height)
-        image = image.crop((left, top, left + width, top + height))
-    return image
-
-
-def margin(length: int, wanted: int) -> int:
-    """Where the middle part begins; negative where black is added before it."""
-    return round((length - wanted) / 2) if length >= wanted else -((wanted - length) // 2)
-
-
-def normalise(image: Image.Image, preprocessing: Preprocessing, channels_last: bool) -> NDArray[np.float32]:
-    pixels: Any = np.asarray(image, dtype=np.float32)
-    if pixels.ndim == 2:
-        pixels = np.repeat(pixels[:, :, None], preprocessing.channels, axis=2)
-    pixels = pixels / np.float32(preprocessing.divisor)
-    pixels -= np.array(preprocessing.mean, np.float32)
-    pixels /= np.array(preprocessing.std, np.float32)
-    return np.ascontiguousarray(pixels if channels_last else pixels.transpose(2, 0, 1))

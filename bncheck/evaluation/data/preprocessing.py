@@ -97,8 +97,8 @@ def find_preprocessing(options: DataOptions, beside: Path | None) -> Preprocessi
     size, mean, std = options.height_and_width, options.means, options.stds
     geometry = size is not None or options.resize is not None
     everything_given = geometry and mean is not None and std is not None
-    found = None if beside is None or everything_given else beside_checkpoint(beside)
-    chosen = found or Preprocessing(
+    configured = None if beside is None or everything_given else beside_checkpoint(beside)
+    chosen = configured or Preprocessing(
         origin={"size": "not given: images as they are", "mean": "not given: pixels between 0 and 1, not normalised"}
     )
     origin = dict(chosen.origin)
@@ -109,7 +109,7 @@ def find_preprocessing(options: DataOptions, beside: Path | None) -> Preprocessi
     if mean is not None or std is not None:
         chosen = replace(chosen, mean=chosen.mean if mean is None else mean, std=chosen.std if std is None else std)
         both = mean is not None and std is not None
-        origin["mean"] = "options" if both or found is None else f"options and {origin['mean']}"
+        origin["mean"] = "options" if both or configured is None else f"options and {origin['mean']}"
     if options.grayscale:
         chosen = replace(chosen, grayscale=True)
     check_normalisation(chosen)
@@ -139,9 +139,6 @@ def check_normalisation(chosen: Preprocessing) -> None:
             )
         if not all(math.isfinite(value) for value in values) or (name == "std" and min(values) <= 0):
             raise UsageError(f"--{name} {few(values)} normalises nothing", "Give finite numbers, --std above 0.")
-
-
-# -- the configurations
 
 
 def beside_checkpoint(checkpoint: Path) -> Preprocessing | None:
@@ -213,7 +210,7 @@ def hugging_face_geometry(config: dict[str, Any]) -> tuple[int | tuple[int, int]
         size = pair(size["height"], size["width"])
     elif size is not None:
         edge = whole(size["shortest_edge"] if isinstance(size, dict) else size)
-        if config.get("crop_pct"):
+        if config.get("crop_pct") is not None:
             if edge >= CONVNEXT_WARPS_FROM:
                 return (edge, edge), None
             return int(edge / number(config["crop_pct"])), (edge, edge)
@@ -225,7 +222,7 @@ def hugging_face_geometry(config: dict[str, Any]) -> tuple[int | tuple[int, int]
         return resize, None
     if isinstance(crop, dict):
         square = crop.get("shortest_edge")
-        return resize, pair(square or crop["height"], square or crop["width"])
+        return resize, pair(crop["height"], crop["width"]) if square is None else pair(square, square)
     return resize, pair(crop, crop)
 
 

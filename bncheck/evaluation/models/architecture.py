@@ -84,10 +84,11 @@ def with_architecture(group: Group, known: Group) -> tuple[Group, list[str]]:
 
 def saved_tensors(module: torch.nn.Module) -> dict[str, Tensor]:
     """What the state_dict of a module holds. Names of one tensor have one Tensor."""
-    held = {name: value for name, value in module.state_dict(keep_vars=True).items() if isinstance(value, torch.Tensor)}
-    strip = prefix_stripper(held)
-    made = {id(value): tensor_of(name, describe(value)) for name, value in held.items()}
-    return {strip(name): made[id(value)] for name, value in held.items()}
+    state = module.state_dict(keep_vars=True)
+    own = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    strip = prefix_stripper(own)
+    made = {id(value): tensor_of(name, describe(value)) for name, value in own.items()}
+    return {strip(name): made[id(value)] for name, value in own.items()}
 
 
 def completed(layer: BatchNormLayer, other: BatchNormLayer) -> BatchNormLayer:
@@ -100,7 +101,7 @@ def completed(layer: BatchNormLayer, other: BatchNormLayer) -> BatchNormLayer:
         layer,
         kind=chosen(layer.kind, other.kind),
         class_path=layer.class_path or other.class_path,
-        num_features=layer.num_features or other.num_features,
+        num_features=other.num_features if layer.num_features is None else layer.num_features,
         use=other.use,
         eps=chosen(layer.eps, other.eps),
         momentum=chosen(layer.momentum, other.momentum),

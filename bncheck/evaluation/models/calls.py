@@ -78,17 +78,17 @@ def named_outputs(value: Any, name: str, depth: int) -> Iterator[tuple[str, torc
         if value.is_floating_point():
             yield name, value
     elif depth < MAX_DEPTH:
-        for inner, held in parts_of(value):
-            yield from named_outputs(held, inner, depth + 1)
+        for inner, part in parts_of(value):
+            yield from named_outputs(part, inner, depth + 1)
 
 
 def parts_of(value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, Mapping):  # first: the outputs of transformers are dataclasses and dicts
-        return sorted(((str(name), held) for name, held in value.items()), key=lambda named: named[0])
+        return sorted(((str(name), part) for name, part in value.items()), key=lambda named: named[0])
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return list(zip(value._fields, value, strict=True))
     if isinstance(value, (tuple, list)):
-        return [("", held) for held in value]
+        return [("", part) for part in value]
     if is_dataclass(value) and not isinstance(value, type):
         return [(field.name, getattr(value, field.name)) for field in fields(value)]
     return []

@@ -117,13 +117,13 @@ def check(value: object, label: str, key: str = "") -> None:
     if isinstance(value, dict):
         if value.get("use_pickle"):
             raise Refused(f"{label} has pickled tensors")
-        for name, held in value.items():
+        for name, inner in value.items():
             if name not in SKIPPED:
                 check(name, label)
-                check(held, label, name)
+                check(inner, label, name)
     elif isinstance(value, list):
-        for held in value:
-            check(held, label, key)
+        for item in value:
+            check(item, label, key)
     elif isinstance(value, str):
         check_text(value, label, key)
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from bncheck.options.option import StrPath
 
+SCRIPT = "__main__"  # what a pickle calls the script that it was saved from
+
 
 @contextlib.contextmanager
 def foreign_code(failure: str, hint: str) -> Iterator[None]:
@@ -66,10 +68,10 @@ def load_callable(spec: str, option: str = "--model") -> Any:
         )
     hint = "Check the name, and --python-path; the current directory is importable."
     with foreign_code(f"{option} {spec} cannot be loaded", hint):
-        found: Any = load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        named: Any = load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
         for part in name.split("."):
-            found = getattr(found, part)
-    return found
+            named = getattr(named, part)
+    return named
 
 
 def load_file(path: Path) -> Any:
@@ -84,24 +86,43 @@ def load_file(path: Path) -> Any:
     return module
 
 
-def build(found: Any, spec: str, arguments: dict[str, Any]) -> tuple[torch.nn.Module, str | None]:
+@contextlib.contextmanager
+def as_main(path: Path | None) -> Iterator[None]:
+    """While it lasts, `__main__` has what a script defines. The script is not run as a program."""
+    if path is None:
+        yield
+        return
+    with foreign_code(f"--main {path} cannot be loaded", "Give the script that defines the classes of the file."):
+        defined = {name: value for name, value in vars(load_file(path)).items() if not name.startswith("__")}
+    main = vars(sys.modules[SCRIPT])
+    before = {name: main[name] for name in defined if name in main}
+    main.update(defined)
+    try:
+        yield
+    finally:
+        for name in defined:
+            main.pop(name, None)
+        main.update(before)
+
+
+def build(named: Any, spec: str, arguments: dict[str, Any]) -> tuple[torch.nn.Module, str | None]:
     """The module, without memory for its numbers where its constructor allows that, and a note where not."""
     note = None
     try:
         with torch.device("meta"):
-            made = construct(found, spec, arguments)
+            made = construct(named, spec, arguments)
     except ModelError as error:  # constructors that read numbers fail on the meta device
-        made = construct(found, spec, arguments)
+        made = construct(named, spec, arguments)
         note = f"{spec} was built on the CPU: on the meta device it raises {type(error.__cause__).__name__}"
     return made, note
 
 
-def construct(found: Any, spec: str, arguments: dict[str, Any]) -> torch.nn.Module:
+def construct(named: Any, spec: str, arguments: dict[str, Any]) -> torch.nn.Module:
     """The module that a class or function makes, as it makes it; an instance is taken as it is."""
-    if isinstance(found, torch.nn.Module):
-        return found
+    if isinstance(named, torch.nn.Module):
+        return named
     with foreign_code(f"--model {spec} fails", "Pass what it needs with --model-arg NAME=VALUE."):
-        made = found(**arguments)
+        made = named(**arguments)
     if not isinstance(made, torch.nn.Module):
         raise ModelError(
             f"--model {spec} gives a {type(made).__name__}, not a torch.nn.Module",

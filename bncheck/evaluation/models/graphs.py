@@ -14,7 +14,7 @@ from bncheck.evaluation.models.devices import prepared
 from bncheck.evaluation.models.exported import fixed_batch_size, input_tensors
 from bncheck.evaluation.models.foreign import foreign_code
 from bncheck.evaluation.models.runnable import Runnable
-from bncheck.evaluation.restoring import batchnorm_layers
+from bncheck.evaluation.statistics import batchnorm_layers
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -46,8 +46,8 @@ def record_of(module: torch.nn.Module, made: dict[int, Object]) -> Object:
     for name, value in vars(module).items():
         if value is None or isinstance(value, (bool, int, float, str)):
             state[name] = value
-    state["_parameters"] = tensors_of(module._parameters)
-    state["_buffers"] = tensors_of(module._buffers)
+    state["_parameters"] = records_of(module._parameters)
+    state["_buffers"] = records_of(module._buffers)
     children = Dictionary()
     for name, child in module._modules.items():
         children[name] = None if child is None else record_of(child, made)
@@ -56,9 +56,9 @@ def record_of(module: torch.nn.Module, made: dict[int, Object]) -> Object:
     return record
 
 
-def tensors_of(held: Mapping[str, Any]) -> Dictionary:
+def records_of(tensors: Mapping[str, Any]) -> Dictionary:
     records = Dictionary()
-    for name, tensor in held.items():
+    for name, tensor in tensors.items():
         records[name] = describe(tensor) if isinstance(tensor, torch.Tensor) else None
     return records
 

@@ -6,12 +6,8 @@ What the file or the architecture is, is run here, and only what the user named 
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import warnings
 from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,26 +18,22 @@ from bncheck.checkpoints.sources import open_source
 from bncheck.errors import ModelError, UsageError
 from bncheck.evaluation.models.devices import device_of, dtype_of, prepared
 from bncheck.evaluation.models.exported import load_program
-from bncheck.evaluation.models.foreign import construct, foreign_code, importable, load_callable, load_file
+from bncheck.evaluation.models.foreign import construct, importable, load_callable
 from bncheck.evaluation.models.graphs import described, exported, script
 from bncheck.evaluation.models.live import live_group
+from bncheck.evaluation.models.pickled import unpickled, untrusted
 from bncheck.evaluation.models.runnable import Runnable
 from bncheck.evaluation.models.weights import load_weights
-from bncheck.evaluation.restoring import batchnorm_layers
+from bncheck.evaluation.statistics import batchnorm_layers
 from bncheck.wording import count, few, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
     from bncheck.evaluation.models.runnable import Artefact
     from bncheck.options.model import ModelOptions
     from bncheck.subjects.checkpoint import Checkpoint, Group
 
-NAMED_GLOBALS = 5
-USUAL = ("torch.", "collections.OrderedDict", "__builtin__.set", "builtins.set")
-# Where modules are looked for in what a pickle holds; deeper than anybody saves them.
-MAX_DEPTH = 20
-SCRIPT = "__main__"  # what a pickle calls the script that it was saved from
 WRAPPERS = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
 
 
@@ -80,9 +72,6 @@ def load_runnable(path: Path, options: ModelOptions) -> Runnable:
                 return described(exported(path, program, device, dtype), source)
             case _:
                 return from_checkpoint(path, read_checkpoint(source), options, device, dtype)
-
-
-# -- state dicts and pickled modules
 
 
 def from_checkpoint(
@@ -152,80 +141,3 @@ def built(options: ModelOptions) -> torch.nn.Module:
     assert options.model is not None
     with importable(options.python_path):
         return construct(load_callable(options.model), options.model, options.arguments)
-
-
-def untrusted(path: Path, checkpoint: Checkpoint) -> UsageError:
-    """Says what `--trust-pickle` allows. What not every module refers to comes first."""
-    names = {reference.path for reference in checkpoint.globals}
-    ordered = sorted(names, key=lambda name: (name.startswith(USUAL), name))
-    return UsageError(
-        f"{path} is a pickled module: loading it runs code that the file names ({few(ordered, NAMED_GLOBALS)})",
-        "If you trust whoever made it, add --trust-pickle, which allows that. Or name the network with --model: "
-        "then only numbers are read.",
-    )
-
-
-def unpickled(path: Path, checkpoint: Checkpoint, group: Group, options: ModelOptions) -> torch.nn.Module:
-    """The module of the group, from a file that the user trusts."""
-    hint = "Its classes must be importable: see --python-path; the current directory is."
-    if options.main is None and any(reference.module == SCRIPT for reference in checkpoint.globals):
-        hint = "It was saved by a script that defines its classes: give the script with --main train.py."
-    main = None if options.main is None else Path(options.main)
-    folders = [*options.python_path, *([main.parent] if main else [])]
-    with (
-        importable(folders),
-        as_main(main),
-        warnings.catch_warnings(),
-        foreign_code(f"{path} cannot be unpickled", hint),
-    ):
-        warnings.simplefilter("ignore")  # that the source of a class has changed
-        value = torch.load(path, map_location="cpu", weights_only=False)  # noqa: TID251 - the user trusts it
-    found = modules_in(value)
-    if group.name not in found and len(found) != 1:
-        raise ModelError(f"{path} has no module at {quoted(group.name)}", "Save the module alone, with torch.save.")
-    return found.get(group.name) or next(iter(found.values()))
-
-
-@contextlib.contextmanager
-def as_main(path: Path | None) -> Iterator[None]:
-    """While it lasts, `__main__` has what a script defines. The script is not run as a program."""
-    if path is None:
-        yield
-        return
-    with foreign_code(f"--main {path} cannot be loaded", "Give the script that defines the classes of the file."):
-        defined = {name: value for name, value in vars(load_file(path)).items() if not name.startswith("__")}
-    main = vars(sys.modules[SCRIPT])
-    before = {name: main[name] for name in defined if name in main}
-    main.update(defined)
-    try:
-        yield
-    finally:
-        for name in defined:
-            main.pop(name, None)
-        main.update(before)
-
-
-def modules_in(value: object) -> dict[str, torch.nn.Module]:
-    """The modules in what a file holds, by the names that the reader of the file gives their places."""
-    found: dict[str, torch.nn.Module] = {}
-    seen: set[int] = set()
-
-    def visit(met: object, name: str, depth: int) -> None:
-        if isinstance(met, torch.nn.Module):
-            found[name] = met
-            return
-        if depth > MAX_DEPTH or id(met) in seen or isinstance(met, (type, torch.Tensor)):
-            return
-        seen.add(id(met))
-        held: Any = ()
-        if isinstance(met, dict):
-            held = met.items()
-        elif isinstance(met, (list, tuple)):
-            held = enumerate(met)
-        elif hasattr(met, "__dict__"):
-            held = vars(met).items()
-        for part, inner in list(held):
-            visit(inner, f"{name}.{part}" if name else str(part), depth + 1)
-
-    visit(value, "", 0)
-    return found

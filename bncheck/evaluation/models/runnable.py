@@ -10,7 +10,7 @@ import torch
 from bncheck.evaluation.models.calls import placed
 from bncheck.evaluation.models.devices import tensors_of
 from bncheck.evaluation.models.live import live_group
-from bncheck.evaluation.restoring import batchnorm_layers
+from bncheck.evaluation.statistics import batchnorm_layers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Loads the weights of a file into a model, through bncheck's own readers: nothing of the file is run."""
+"""Loads the weights of a file into a model, by bncheck's own readers, which run nothing; and names them as it does."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bncheck.checkpoints.contents.state_dicts import BESIDE_WRAPPER, COUNTER, prefix_stripper
+from bncheck.checkpoints.contents.state_dicts import BESIDE_WRAPPER, COUNTER, STATISTICS, prefix_stripper
 from bncheck.checkpoints.encodings.limits import largest_tensor, tensors_up_to
-from bncheck.errors import ModelError
+from bncheck.errors import ModelError, UsageError
 from bncheck.evaluation.models.foreign import foreign_code
+from bncheck.evaluation.statistics import statistics_of
 from bncheck.pairing.names import SAME_NAMES, align, modules_of
-from bncheck.wording import few
+from bncheck.wording import few, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from bncheck.evaluation.models.runnable import Runnable
     from bncheck.subjects.checkpoint import Group, Tensor
 
 EXTRA_STATE = "_extra_state"  # what modules save beside their tensors; objects, which are not read
@@ -116,3 +118,27 @@ def value_of(tensor: Tensor, own: torch.Tensor | None) -> torch.Tensor:
     with tensors_up_to(tensor.size):
         values = tensor.read()
     return torch.from_numpy(values.reshape(tensor.shape).copy())
+
+
+def names_in_file(runnable: Runnable, group: Group) -> dict[str, str]:
+    """What the file calls each layer of the model: the weights of a file may lie below a prefix, or above one.
+
+    Raises:
+        UsageError: the file has no statistics for a layer.
+    """
+    own = [name for name, _ in runnable.module.named_buffers(remove_duplicate=False)]
+    keys, _ = matched(group.tensors, own)
+    strip = prefix_stripper(runnable.module.state_dict(keep_vars=True))
+    file_names = {strip(key): name for name, key in keys.items()}
+    stored = {}
+    for name, layer in runnable.layers.items():
+        if statistics_of(layer).mean is None:
+            continue
+        part = STATISTICS[0]
+        key = file_names.get(f"{name}.{part}" if name else part)
+        if key is None:
+            raise UsageError(
+                f"{runnable.source} has no statistics for {quoted(name)}", "Save the model with its BatchNorm buffers."
+            )
+        stored[name] = key.removesuffix(part).removesuffix(".")
+    return stored

@@ -7,15 +7,17 @@ where random operators are found, and where both can be held fixed for a trial.
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bncheck.evaluation.process import noise_kept, seed_torch
+from bncheck.subjects.layer import DEFAULT_EPS
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     Statistics = tuple[torch.Tensor, torch.Tensor]
 
@@ -87,7 +89,10 @@ class Interception(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self.random(func, args, kwargs)
         return func(*args, **kwargs)
 
-    # -- batch_norm
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would import its compiler, two seconds, to keep this mode out of it; nothing is compiled here."""
+        return False
 
     def batch_norm(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = named_arguments(func, args, kwargs)
@@ -118,8 +123,6 @@ class Interception(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return normalised(func, given, average, variance)
         return func(*args, **kwargs)
 
-    # -- random numbers
-
     def random(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = named_arguments(func, args, kwargs)
         own = given.get("generator") is not None
@@ -130,16 +133,11 @@ class Interception(TorchDispatchMode):  # type: ignore[no-untyped-call]
         with noise_kept():
             return self.noise_by_sample(func, args, {**kwargs, "generator": None} if "generator" in kwargs else kwargs)
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """No: torch would import its compiler, two seconds, to keep this mode out of it; nothing is compiled here."""
-        return False
-
     def noise_by_sample(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The operator run for each sample by itself, from the same state of the generator."""
 
         def run(row: tuple[Any, ...]) -> Any:
-            seed(self.random_calls)
+            seed_torch(self.random_calls)
             return func(*row, **kwargs)
 
         first = args[0] if args else None
@@ -163,28 +161,6 @@ class Interception(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return run(args)
 
 
-def seed(number: int) -> None:
-    """Seeds torch. torch.manual_seed would also write down a traceback for each accelerator that never started."""
-    torch.default_generator.manual_seed(number)
-    if torch.cuda._initialized:
-        torch.cuda.manual_seed_all(number)
-    if torch.backends.mps.is_available():
-        torch.mps.manual_seed(number)
-
-
-@contextlib.contextmanager
-def noise_kept() -> Iterator[None]:
-    """Puts the generators of torch back where they stood."""
-    state = torch.default_generator.get_state()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda._initialized else []
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(state)
-        if devices:
-            torch.cuda.set_rng_state_all(devices)
-
-
 def is_known(tensor: torch.Tensor, mode: Interception) -> bool:
     return tensor.data_ptr() in mode.names
 
@@ -205,7 +181,7 @@ def normalised(
     func: torch._ops.OpOverload, given: Mapping[str, Any], mean: torch.Tensor, variance: torch.Tensor
 ) -> Any:
     """What the operator would give if these were its running statistics, in eval mode."""
-    eps = given.get("eps", given.get("epsilon", 1e-5))
+    eps = given.get("eps", given.get("epsilon", DEFAULT_EPS))
     out = torch.ops.aten.native_batch_norm.default(
         given["input"], given.get("weight"), given.get("bias"), mean, variance, False, 0.0, eps
     )
@@ -217,33 +193,6 @@ def joined(results: list[Any]) -> Any:
     if isinstance(results[0], (tuple, list)):
         return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
     return torch.cat(results)
-
-
-# -- which module is running
-
-
-@contextlib.contextmanager
-def module_names(module: torch.nn.Module) -> Iterator[Callable[[], str]]:
-    """A function that names the innermost module that is running; always "" for graphs, whose parts take no hooks."""
-    running: list[str] = []
-    handles = []
-    for name, part in module.named_modules():
-        if isinstance(part, torch.jit.ScriptModule):
-            continue
-
-        def enter(_module: torch.nn.Module, _inputs: object, name: str = name) -> None:
-            running.append(name)
-
-        def leave(_module: torch.nn.Module, _inputs: object, _outputs: object) -> None:
-            if running:
-                running.pop()
-
-        handles += [part.register_forward_pre_hook(enter), part.register_forward_hook(leave, always_call=True)]
-    try:
-        yield lambda: running[-1] if running else ""
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def layer_addresses(layers: Mapping[str, torch.nn.Module]) -> dict[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,10 +51,16 @@ class Comparison:
         return Agreement(
             samples=self.samples,
             predictions_changed=self.changed / self.classified if self.classified else None,
-            output_change=(self.squared_difference / self.squares) ** 0.5 if self.squares else 0.0,
+            output_change=self.output_change(),
             accuracy_before=self.right_before / self.labelled if labelled else None,
             accuracy_after=self.right_after / self.labelled if labelled else None,
         )
+
+    def output_change(self) -> float:
+        """The norm of the difference over that of the outputs before; infinite where these were all zero."""
+        if self.squares:
+            return float((self.squared_difference / self.squares) ** 0.5)
+        return math.inf if self.squared_difference else 0.0
 
 
 def squared(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> tuple[float, float]:

@@ -9,15 +9,8 @@ import numpy as np
 from torch import nn
 
 from bncheck.checkpoints.contents.state_dicts import COUNTER, STATISTICS
-from bncheck.evaluation.restoring import (
-    Statistics,
-    batchnorm_layers,
-    is_batchnorm,
-    same_bits,
-    snapshot,
-    statistics_of,
-    untouched,
-)
+from bncheck.evaluation.statistics import Statistics, batchnorm_layers, is_batchnorm, snapshot, statistics_of
+from bncheck.evaluation.tensors import same_bits, untouched
 from bncheck.subjects.layer import DEFAULT_EPS
 from bncheck.subjects.shift import distances
 from bncheck.wording import count, number
@@ -66,8 +59,8 @@ class Change:
 def picture(model: nn.Module) -> Picture:
     """Costs one copy of the statistics, on their device."""
     layers = batchnorm_layers(model)
-    held = unregistered(model)
-    every = layers | {name: layer for name, layer in held.items() if name not in layers}
+    beside = unregistered(model)
+    every = layers | {name: layer for name, layer in beside.items() if name not in layers}
     waiting = frozenset(name for name, layer in every.items() if is_waiting(layer))
     with untouched():
         statistics = snapshot({name: layer for name, layer in every.items() if name not in waiting})
@@ -78,7 +71,7 @@ def picture(model: nn.Module) -> Picture:
 def changes(model: nn.Module, before: Picture) -> list[Change]:
     """The layers whose statistics differ from the picture by value: NaN that stays NaN is no difference."""
     layers = batchnorm_layers(model) | unregistered(model)
-    found = []
+    changed = []
     with untouched():
         for name in before.training | dict.fromkeys(layers, False):
             layer = layers.get(name)
@@ -86,8 +79,8 @@ def changes(model: nn.Module, before: Picture) -> list[Change]:
             if what:
                 after = None if layer is None else bool(getattr(layer, "training", False))
                 registered = name not in before.unregistered
-                found.append(Change(name, what, (before.training.get(name), after), registered))
-    return found
+                changed.append(Change(name, what, (before.training.get(name), after), registered))
+    return changed
 
 
 def differences(name: str, layer: nn.Module | None, before: Picture) -> Iterator[str]:
@@ -120,11 +113,17 @@ def moved(before: Statistics, now: Statistics, eps: float) -> Iterator[str]:
     changed = [part for part, one, other in there if not same(one, other)]
     values = [part for part in changed if part != COUNTER]
     if values:
-        updates = (as_int(now.counter) or 0) - (as_int(before.counter) or 0) if COUNTER in changed else 0
+        updates = counted_between(before, now) if COUNTER in changed else 0
         counted = f" in {count(updates, 'update')}" if updates > 0 else ""
         yield f"{' and '.join(values)} moved{counted}{distance(before, now, eps)}"
     elif changed:
         yield f"{COUNTER} alone went from {as_int(before.counter)} to {as_int(now.counter)}"
+
+
+def counted_between(before: Statistics, now: Statistics) -> int:
+    """By how much the counter grew; 0 where one of the two holds no number."""
+    start, end = as_int(before.counter), as_int(now.counter)
+    return 0 if start is None or end is None else end - start
 
 
 def distance(before: Statistics, now: Statistics, eps: float) -> str:
@@ -168,8 +167,8 @@ def same(one: Tensor, other: Tensor) -> bool:
 
 def numbers(tensor: Tensor) -> Array:
     # First to the CPU: not every device has float64.
-    found: Array = tensor.detach().cpu().double().numpy()
-    return found
+    values: Array = tensor.detach().cpu().double().numpy()
+    return values
 
 
 def as_int(tensor: Tensor | None) -> int | None:
@@ -193,7 +192,7 @@ def unregistered(model: nn.Module) -> dict[str, nn.Module]:
     """
     named = dict(model.named_modules())
     seen = {id(module) for module in named.values()}
-    found: dict[str, nn.Module] = {}
+    layers: dict[str, nn.Module] = {}
     waiting = list(named.items())
     while waiting:
         path, module = waiting.pop(0)
@@ -205,17 +204,17 @@ def unregistered(model: nn.Module) -> dict[str, nn.Module]:
                 seen.add(id(part))
                 waiting.append((below, part))
                 if is_batchnorm(part):
-                    found[below] = part
-    return found
+                    layers[below] = part
+    return layers
 
 
 def plainly_held(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for name, held in vars(module).items():
+    for name, attribute in vars(module).items():
         items: Any = ()
-        if isinstance(held, (list, tuple)):
-            items = enumerate(held)
-        elif isinstance(held, dict) and name != "_modules":
-            items = held.items()
+        if isinstance(attribute, (list, tuple)):
+            items = enumerate(attribute)
+        elif isinstance(attribute, dict) and name != "_modules":
+            items = attribute.items()
         for key, value in items:
             if isinstance(value, nn.Module):
                 yield f"{name}[{key!r}]", value

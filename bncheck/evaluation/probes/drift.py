@@ -15,22 +15,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bncheck.evaluation.models.calls import call
-from bncheck.evaluation.observing.modes import (
-    data_notes,
-    description_of,
-    fitting_labels,
-    modes_of,
-    observe,
-    placed_batches,
-    set_modes,
-)
+from bncheck.evaluation.observing.evaluator import observe
+from bncheck.evaluation.observing.modes import modes_of, set_modes
 from bncheck.evaluation.observing.moments import ChannelMoments, watching
 from bncheck.evaluation.observing.operators import Interception, layer_addresses
 from bncheck.evaluation.observing.outputs import Comparison
+from bncheck.evaluation.observing.passes import data_notes, description_of, fitting_labels, placed_batches
 from bncheck.evaluation.probes.abilities import BAKED_IN_TRAIN_MODE, NOT_CALLED, NOT_WATCHED, Probe, inability
 from bncheck.evaluation.probes.fit import InputMoments, fit_of
 from bncheck.evaluation.probes.train_mode import TrainModeTrial
-from bncheck.evaluation.restoring import put_back, restored, snapshot
+from bncheck.evaluation.restoring import restored
+from bncheck.evaluation.statistics import broken, moved, put_back, snapshot, updates
 from bncheck.subjects.evaluation import EvaluatedLayer, Evaluation
 from bncheck.subjects.shift import Shift, shift
 
@@ -39,8 +34,9 @@ if TYPE_CHECKING:
 
     from bncheck.evaluation.data.batches import Batch, Data
     from bncheck.evaluation.models.runnable import Runnable
-    from bncheck.evaluation.observing.modes import Evaluator, Modes, Observation
-    from bncheck.evaluation.restoring import Statistics
+    from bncheck.evaluation.observing.evaluator import Evaluator, Observation
+    from bncheck.evaluation.observing.modes import Modes
+    from bncheck.evaluation.statistics import Statistics
     from bncheck.subjects.layer import BatchNormLayer
 
     Saved = Mapping[str, Statistics]
@@ -102,8 +98,6 @@ class Drift:
             yield batch
             self.progress(batch.size)
 
-    # -- first pass: the evaluation as it is
-
     def watch(self, evaluator: Evaluator | None) -> None:
         """Watches the user's evaluation, or the modes that the artefact carries; a state_dict carries none."""
         if evaluator is None and not self.runnable.modes_are_stored:
@@ -115,8 +109,6 @@ class Drift:
         if not self.seen.forwards:
             self.watched = None
             self.unable[Probe.MOVED.value] = NOT_CALLED
-
-    # -- second pass: the inputs of the layers, and train mode
 
     def measure(self) -> None:
         """Runs each batch in eval mode and measures what enters the layers, and in train mode on other statistics."""
@@ -187,8 +179,6 @@ class Drift:
         if Probe.FIT.value in self.unable:
             self.moments = {}
 
-    # -- third pass: what the statistics decide
-
     def compare(self) -> None:
         """Counts predictions that change with the statistics of the trial, and with those of the data.
 
@@ -225,8 +215,6 @@ class Drift:
                         self.followed[batches].add(before, then, batch.size)
                     followed += batch.size
         put_back(layers, self.stored)
-
-    # -- what it adds up to
 
     def evaluation(self, in_distribution: bool) -> Evaluation:
         layers = [self.layer(name) for name in self.in_order()]
@@ -302,37 +290,6 @@ class Drift:
             train_mode=shift(trial.mean.numpy(), trial.var.numpy(), described) if trial else None,
             fit=fit,
         )
-
-
-def moved(before: Statistics, after: Statistics) -> bool:
-    """Whether running_mean or running_var changed in any bit; NaN that stays NaN has not moved."""
-    return any(not same(one, other) for one, other in ((before.mean, after.mean), (before.var, after.var)))
-
-
-def same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    one = one.to(other)  # an evaluation in half precision, say, casts the model
-    return (
-        one.shape == other.shape
-        and torch.equal(torch.nan_to_num(one.double(), nan=0.5), torch.nan_to_num(other.double(), nan=0.5))
-        and torch.equal(one.isnan(), other.isnan())
-    )
-
-
-def updates(before: Statistics, after: Statistics) -> int | None:
-    """By how much num_batches_tracked grew; None without a counter."""
-    if before.counter is None or after.counter is None:
-        return None
-    return int(after.counter) - int(before.counter)
-
-
-def broken(before: Statistics, after: Statistics) -> int:
-    """Channels that were finite before and are not any more."""
-    if before.mean is None or after.mean is None or before.var is None or after.var is None:
-        return 0
-    was = before.mean.isfinite() & before.var.isfinite()
-    return int((was & ~(after.mean.isfinite() & after.var.isfinite())).sum())
 
 
 def shift_of(statistics: Statistics, layer: BatchNormLayer) -> Shift | None:

@@ -46,8 +46,8 @@ def fit_of(moments: InputMoments, layer: BatchNormLayer) -> Fit | None:
     eps = layer.assumed_eps
     candidates = np.sort(np.stack([moments.within_batch_variance, moments.population_variance]), axis=0)
     nearest = np.clip(layer.running_var.astype(np.float64), candidates[0], candidates[1])
-    found = shift(moments.mean, np.where(np.isnan(nearest), moments.population_variance, nearest), layer)
-    assert found is not None
+    away = shift(moments.mean, np.where(np.isnan(nearest), moments.population_variance, nearest), layer)
+    assert away is not None
     training_noise = momentum_noise(layer)
     with np.errstate(all="ignore"):
         scale = np.sqrt(np.maximum(layer.running_var.astype(np.float64) + eps, np.finfo(np.float64).tiny))
@@ -56,7 +56,7 @@ def fit_of(moments: InputMoments, layer: BatchNormLayer) -> Fit | None:
         moments.mean,
         moments.population_variance,
         moments.within_batch_variance,
-        found,
+        away,
         mean_noise,
         float(np.sqrt((1 / moments.samples + training_noise) / 2)),
     )
@@ -66,6 +66,7 @@ def momentum_noise(layer: BatchNormLayer) -> float:
     """The variance of a running mean, in units of the variance of a single sample's mean."""
     momentum = layer.assumed_momentum
     if momentum is None:  # a cumulative average: as many batches as were counted
-        return 1 / (ASSUMED_TRAINING_BATCH * max(float(layer.num_batches_tracked or 1), 1.0))
+        counted = 1 if layer.num_batches_tracked is None else layer.num_batches_tracked
+        return 1 / (ASSUMED_TRAINING_BATCH * max(float(counted), 1.0))
     momentum = min(max(momentum, 0.0), 1.0)
     return momentum / ((2 - momentum) * ASSUMED_TRAINING_BATCH)

@@ -6,38 +6,24 @@ same outputs for the same batch while its statistics move: for that, the same sa
 
 from __future__ import annotations
 
-import copy
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bncheck.errors import BncheckError
 from bncheck.evaluation.data.batches import Batch, input_hash
-from bncheck.evaluation.models.calls import call, outputs_of, predictions_of
-from bncheck.evaluation.observing.modes import (
-    data_notes,
-    description_of,
-    fitting_labels,
-    observe,
-    placed_batches,
-    set_modes,
-)
+from bncheck.evaluation.data.samples import single
+from bncheck.evaluation.models.calls import call, outputs_of, placed, predictions_of
+from bncheck.evaluation.observing.evaluator import observe
+from bncheck.evaluation.observing.modes import set_modes
 from bncheck.evaluation.observing.outputs import largest_difference
+from bncheck.evaluation.observing.passes import data_notes, description_of, placed_batches
 from bncheck.evaluation.probes.abilities import NOT_CALLED, Probe
-from bncheck.evaluation.probes.causes import (
-    Company,
-    Subject,
-    Tables,
-    cast,
-    causes_between_runs,
-    company,
-    first_non_finite,
-    joined,
-    kept,
-    seed_everything,
-    single,
-)
+from bncheck.evaluation.probes.batch_sizes import Counts, count_by_size
+from bncheck.evaluation.probes.causes import causes_between_runs, first_non_finite
+from bncheck.evaluation.probes.company import Company, Tables, company
+from bncheck.evaluation.probes.experiments import Subject, in_double, kept
+from bncheck.evaluation.process import seed_everything
 from bncheck.evaluation.restoring import restored
 from bncheck.subjects.evaluation import Cause, CauseKind, EvaluatedLayer, Evaluation, Repeat
 
@@ -46,15 +32,10 @@ if TYPE_CHECKING:
 
     from bncheck.evaluation.data.batches import Data
     from bncheck.evaluation.models.runnable import Runnable
-    from bncheck.evaluation.observing.modes import Evaluator
+    from bncheck.evaluation.observing.evaluator import Evaluator
 
 # Samples that are run alone and in company, and the companions of each of two batches.
 PROBES, COMPANIONS = 4, 8
-# Predictions by batch size are counted on at most this many samples.
-COUNTED_SAMPLES = 256
-# The largest batch that is run for it, if the user's is not larger: a ResNet-50 takes 20 MiB for an image of 224x224.
-LARGEST_BATCH = 64
-BATCH_SIZES = (1, 2, 8)
 
 
 def repeat(
@@ -108,8 +89,7 @@ class Repetition:
         self.digests: list[bytes] = []
         self.company: Company | None = None
         self.company_dtype: str | None = None
-        self.by_size: dict[int, float] = {}
-        self.accuracy_by_size: dict[int, float] = {}
+        self.by_size = Counts()
 
     def ticking(self) -> Iterator[Batch]:
         """One pass over the data."""
@@ -145,8 +125,6 @@ class Repetition:
         set_modes(self.runnable.module, seen.modes)
         return True
 
-    # -- the same batches again
-
     def same_batches(self) -> None:
         """Runs each batch several times in a row; looks for the causes at the first batch that differs."""
         seed_everything(1)
@@ -169,7 +147,7 @@ class Repetition:
                             classified = True
                             changed += int((before != after).sum())
                 self.look_for_non_finite(batch, first)
-                self.difference = max(self.difference or 0.0, different)
+                self.difference = different if self.difference is None else max(self.difference, different)
                 if different and not self.run_causes:
                     self.run_causes, self.first_difference = causes_between_runs(self.subject, batch.inputs, batch.size)
         self.changed = changed if classified else None
@@ -183,8 +161,6 @@ class Repetition:
         if self.first_non_finite is None:
             with torch.no_grad():
                 self.first_non_finite = first_non_finite(self.subject, batch.inputs)
-
-    # -- the same inputs again
 
     def same_inputs(self) -> None:
         """Reads the data again, and says how they differ if they do."""
@@ -204,8 +180,6 @@ class Repetition:
             )
         self.run_causes.insert(0, Cause(CauseKind.INPUTS.value, explanation))
 
-    # -- the same samples in other company
-
     def other_company(self, batch_size: int) -> None:
         """Runs a few samples alone and in two batches, in float64 on the CPU where the model allows that."""
         fixed = self.runnable.fixed_batch_size
@@ -221,9 +195,9 @@ class Repetition:
             self.unable[Probe.COMPANY.value] = f"{len(gathered)} samples are too few to change their company"
             return
         first, second = gathered[probes : probes + companions], gathered[probes + companions :][:companions]
-        for subject, dtype, device in self.in_double():
+        for subject, dtype, device in in_double(self.runnable):
             tables = Tables(
-                *([cast(sample, dtype, device) for sample in part] for part in (gathered[:probes], first, second))
+                *([placed(sample, device, dtype) for sample in part] for part in (gathered[:probes], first, second))
             )
             try:
                 self.company = company(subject, tables, alone=fixed is None)
@@ -240,7 +214,7 @@ class Repetition:
             return
         self.unable.pop(Probe.COMPANY.value, None)
         if self.company.difference > self.company.tolerance and fixed is None:
-            self.count_by_size(batch_size)
+            self.by_size = count_by_size(self.runnable, self.data, self.subject, batch_size)
 
     def gather(self, wanted: int) -> list[Any]:
         """The first samples of the data, each as a batch of one."""
@@ -250,71 +224,6 @@ class Repetition:
             if len(gathered) >= wanted:
                 break
         return gathered[:wanted]
-
-    def in_double(self) -> Iterator[tuple[Subject, torch.dtype, str]]:
-        """The model as a copy in float64 on the CPU, where one can be made, and then as it is."""
-        original = getattr(self.runnable.module, "_orig_mod", self.runnable.module)
-        places = {id(part): name for name, part in original.named_modules()}
-        try:
-            # Of graphs, torch warns of its own doing: gradients of copies, and an old class in a signature.
-            with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")
-                doubled = copy.deepcopy(original).to("cpu", torch.float64)
-            parts = dict(doubled.named_modules())
-            layers = {name: parts[places[id(layer)]] for name, layer in self.runnable.layers.items()}
-            yield Subject(doubled, layers, self.runnable.can_hook), torch.float64, "cpu"
-        except (RuntimeError, TypeError, KeyError, NotImplementedError):
-            pass  # not every model can be copied or cast: then its own precision has to do
-        dtype = next((p.dtype for p in original.parameters() if p.is_floating_point()), torch.float32)
-        yield Subject(original, self.runnable.layers, self.runnable.can_hook), dtype, str(self.runnable.device)
-
-    def count_by_size(self, batch_size: int) -> None:
-        """How many predictions change with the size of the batch, against the largest."""
-        samples, truth = self.counted()
-        largest_size = min(len(samples), max(LARGEST_BATCH, batch_size))
-        samples = samples[: len(samples) // largest_size * largest_size]  # no smaller batch among the largest
-        largest = self.predictions(samples, largest_size)
-        if largest is None:
-            return
-        for size in sorted({*BATCH_SIZES, batch_size}):
-            found = self.predictions(samples, size) if size < largest_size else None
-            if found is not None:
-                self.by_size[size] = float((found != largest).double().mean())
-                if truth is not None:
-                    self.accuracy_by_size[size] = float((found == truth[: len(samples)]).double().mean())
-        if truth is not None:
-            self.accuracy_by_size[largest_size] = float((largest == truth[: len(samples)]).double().mean())
-
-    def counted(self) -> tuple[list[Any], torch.Tensor | None]:
-        """The samples that are counted, and their labels where the model knows all of them."""
-        samples: list[Any] = []
-        labels: list[torch.Tensor | None] = []
-        for batch in placed_batches(self.runnable, self.data):
-            samples += single(batch.inputs, batch.size)
-            with torch.no_grad(), kept(self.subject):
-                labels.append(fitting_labels(self.data, batch, call(self.runnable.module, batch.inputs)))
-            if len(samples) >= COUNTED_SAMPLES:
-                break
-        known = [label for label in labels if label is not None]
-        samples = samples[:COUNTED_SAMPLES]
-        return samples, torch.cat(known).cpu()[: len(samples)] if len(known) == len(labels) else None
-
-    def predictions(self, samples: list[Any], size: int) -> torch.Tensor | None:
-        """The predictions in batches of one size; None where the model does not classify, or refuses that size."""
-        found = []
-        with torch.no_grad(), kept(self.subject):
-            for start in range(0, len(samples), size):
-                seed_everything()
-                try:
-                    predicted = predictions_of(call(self.runnable.module, joined(samples[start : start + size])))
-                except BncheckError:
-                    return None
-                if predicted is None:
-                    return None
-                found.append(predicted.cpu())
-        return torch.cat(found)
-
-    # -- what it adds up to
 
     def evaluation(self) -> Evaluation:
         company_ = self.company
@@ -339,8 +248,8 @@ class Repetition:
                 predictions_changed=self.changed,
                 first_difference=self.first_difference,
                 metrics=tuple(self.metrics),
-                predictions_by_batch_size=self.by_size,
-                accuracy_by_batch_size=self.accuracy_by_size,
+                predictions_by_batch_size=self.by_size.changed,
+                accuracy_by_batch_size=self.by_size.accuracy,
                 first_non_finite=self.first_non_finite,
                 non_finite_samples=self.non_finite_samples,
                 run_causes=tuple(self.run_causes),

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bncheck.errors import ModelError
 from bncheck.evaluation.models.calls import call
-from bncheck.evaluation.restoring import Statistics, put_back, snapshot
+from bncheck.evaluation.statistics import Statistics, put_back, snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,7 +89,7 @@ def calls_between(start: Statistics, made: Statistics) -> int:
     if start.var is None or made.var is None:
         return 0
     counted = 0 if start.counter is None or made.counter is None else int(made.counter) - int(start.counter)
-    return counted or int(not torch.equal(start.var, made.var))
+    return counted if counted else int(not torch.equal(start.var, made.var))
 
 
 class TrainModeTrial:
@@ -99,23 +99,20 @@ class TrainModeTrial:
         self.runnable, self.stored = runnable, stored
         self.zeros = {
             name: Statistics(
-                *(
-                    None if tensor is None else torch.zeros_like(tensor)
-                    for tensor in (held.mean, held.var, held.counter)
-                )
+                *(None if tensor is None else torch.zeros_like(tensor) for tensor in (own.mean, own.var, own.counter))
             )
-            for name, held in stored.items()
+            for name, own in stored.items()
         }
         self.followed: dict[str, Followed] = {}
-        for name, held in stored.items():
+        for name, own in stored.items():
             layer = described.get(name)
-            if held.mean is None or held.var is None or layer is None or not layer.momentum.is_known:
+            if own.mean is None or own.var is None or layer is None or not layer.momentum.is_known:
                 continue
             self.followed[name] = Followed(
                 layer.momentum.value,
-                held.mean.cpu().double(),
-                held.var.cpu().double(),
-                0 if held.counter is None else int(held.counter),
+                own.mean.cpu().double(),
+                own.var.cpu().double(),
+                0 if own.counter is None else int(own.counter),
             )
         # What else train mode moves: counters of other layers, codebooks, power iterations.
         statistics = {id(t) for layer in runnable.layers.values() for t in layer.buffers(recurse=False)}
@@ -132,7 +129,7 @@ class TrainModeTrial:
         """
         layers = self.runnable.layers
         current = snapshot(layers)
-        start = {name: self.zeros[name] if ignores_statistics(layers[name]) else held for name, held in current.items()}
+        start = {name: self.zeros[name] if ignores_statistics(layers[name]) else own for name, own in current.items()}
         put_back(layers, start)
         try:
             call(self.runnable.module, inputs)
@@ -155,14 +152,14 @@ class TrainModeTrial:
 
     def statistics(self) -> dict[str, Statistics]:
         """The statistics that the model would have now, had it been left in train mode."""
-        return {name: self.like(name, held.mean, held.var, held.counter) for name, held in self.followed.items()}
+        return {name: self.like(name, one.mean, one.var, one.counter) for name, one in self.followed.items()}
 
     def recalibrated(self) -> dict[str, Statistics]:
         """The statistics of the data: the average over the batches of what each layer saw in train mode."""
         return {
-            name: self.like(name, held.batch_mean, held.batch_var, held.counter)
-            for name, held in self.followed.items()
-            if held.batch_mean is not None and held.batch_var is not None
+            name: self.like(name, one.batch_mean, one.batch_var, one.counter)
+            for name, one in self.followed.items()
+            if one.batch_mean is not None and one.batch_var is not None
         }
 
     def like(self, name: str, mean: torch.Tensor, var: torch.Tensor, counter: int) -> Statistics:

@@ -18,12 +18,13 @@ from PIL import Image
 
 from bncheck.errors import UnreadableError, UsageError
 from bncheck.evaluation.data.batches import Data, input_hash
-from bncheck.evaluation.data.images import Picture, class_names, find_files, in_order
+from bncheck.evaluation.data.images import class_names, find_files, in_order
 from bncheck.evaluation.data.opening import open_data
+from bncheck.evaluation.data.pixels import Picture
 from bncheck.options.data import DataOptions
 from tools.real_checkpoints import fetch
 
-DIGITS = Path(__file__).parents[2] / "sample_checkpoints" / "digits"
+DIGITS = Path(__file__).parents[3] / "sample_checkpoints" / "digits"
 IMAGENET = DataOptions(batch_size=8, resize=256, size=(224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 

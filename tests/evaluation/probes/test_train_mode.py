@@ -15,7 +15,8 @@ from bncheck.evaluation.data.batches import Batch, Data
 from bncheck.evaluation.models.runnable import live_runnable
 from bncheck.evaluation.probes.drift import Drift
 from bncheck.evaluation.probes.train_mode import TrainModeTrial
-from bncheck.evaluation.restoring import Statistics, batchnorm_layers, restored, snapshot
+from bncheck.evaluation.restoring import restored
+from bncheck.evaluation.statistics import Statistics, batchnorm_layers, snapshot
 from tests.evaluation.networks import BATCH, NETWORKS, data, images, trained
 
 # 40 samples: five batches of 8, or six with a last one of 5.

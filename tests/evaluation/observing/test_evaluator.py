@@ -19,7 +19,7 @@ from bncheck.findings.rule import Severity
 from bncheck.judgement.diagnosis import diagnose_evaluation
 from bncheck.rules import DRIFT_RULES, REPEAT_RULES
 from tests.evaluation.networks import BATCH, CLASSES, SAMPLES, FunctionalDropout, data, images, trained
-from tests.evaluation.test_drift import LABELS, norms, without_modes
+from tests.evaluation.probes.test_drift import LABELS, norms, without_modes
 
 Found = list[tuple[str, str, str | None]]
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from bncheck.errors import BncheckError, ModelError, UnsupportedError, UsageError
-from bncheck.evaluation.data.batches import Batch, Inputs, input_hash
+from bncheck.errors import BncheckError, ModelError, UsageError
+from bncheck.evaluation.data.batches import Inputs, input_hash
 from bncheck.evaluation.data.opening import open_data
 from bncheck.options.data import DataOptions
 
@@ -41,39 +41,6 @@ def described(inputs: Inputs) -> object:
     if isinstance(inputs, dict):
         return {key: tuple(tensor.shape) for key, tensor in inputs.items()}
     return [tuple(tensor.shape) for tensor in inputs]
-
-
-# -- what is named
-
-
-def test_what_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--data .*/images does not exist"):
-        open_data(str(tmp_path / "images"), DataOptions())
-
-
-def test_an_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is empty"):
-        open_data(str(tmp_path), DataOptions())
-
-
-def test_a_folder_with_nothing_to_read(tmp_path: Path) -> None:
-    (tmp_path / "readme.txt").touch()
-    with pytest.raises(UsageError, match="holds no images and no arrays") as raised:
-        open_data(str(tmp_path), DataOptions())
-    assert ".npz" in raised.value.hint
-
-
-def test_a_folder_of_both_kinds_is_not_guessed(tmp_path: Path) -> None:
-    (tmp_path / "1.png").touch()
-    np.save(tmp_path / "mean.npy", np.ones(3))
-    with pytest.raises(UsageError, match=r"holds both 1 image and 1 file of arrays, such as mean\.npy"):
-        open_data(str(tmp_path), DataOptions())
-
-
-def test_a_file_of_another_kind(tmp_path: Path) -> None:
-    (tmp_path / "table.csv").touch()
-    with pytest.raises(UnsupportedError, match=r"table\.csv is a file of a kind that is not read"):
-        open_data(str(tmp_path / "table.csv"), DataOptions())
 
 
 # -- what a callable yields
@@ -299,38 +266,3 @@ def test_the_users_generator_ends_when_the_consumer_does(
     with pytest.raises(stop) if stop else contextlib.nullcontext():
         consume()
     assert capsys.readouterr() == ("", "bye\n")
-
-
-# -- hashes
-
-
-def test_a_hash_tells_values_types_shapes_and_names_apart() -> None:
-    ones = torch.ones(2, 3)
-    changed = ones.clone()
-    changed[1, 2] = 1 + 2**-23
-    different: list[object] = [
-        ones,
-        changed,
-        -ones,
-        ones.double(),
-        ones.reshape(3, 2),
-        ones.bfloat16(),
-        (ones, ones),
-        {"a": ones},
-        {"b": ones},
-        {"a": (ones, changed)},
-        torch.zeros(2, 3),
-        torch.zeros(2, 3, dtype=torch.int32),
-        -torch.zeros(2, 3),
-        torch.ones(()),
-    ]
-    assert len({input_hash(inputs) for inputs in different}) == len(different)
-
-
-def test_a_hash_does_not_depend_on_layout_or_labels() -> None:
-    image = torch.arange(24.0).reshape(2, 3, 2, 2)
-    other = image.to(memory_format=torch.channels_last)
-    assert input_hash(image) == input_hash(other)
-    assert input_hash(torch.arange(9)[::2]) == input_hash(torch.tensor([0, 2, 4, 6, 8]))
-    one, two = Batch(image, torch.zeros(2), 2), Batch(other, None, 2)
-    assert input_hash(one) == input_hash(two) == input_hash(image)

@@ -30,7 +30,8 @@ from bncheck.evaluation.observing.operators import (
 from bncheck.evaluation.probes.abilities import LIMITS, UNDECIDED, Probe, kind_of
 from bncheck.evaluation.probes.drift import drift
 from bncheck.evaluation.probes.repeat import repeat
-from bncheck.evaluation.restoring import batchnorm_layers, fingerprint
+from bncheck.evaluation.restoring import fingerprint
+from bncheck.evaluation.statistics import batchnorm_layers
 from bncheck.findings.report import Report
 from bncheck.findings.rule import Severity
 from bncheck.judgement.diagnosis import diagnose_evaluation

@@ -166,3 +166,27 @@ def test_a_damaged_configuration_that_nobody_needs_is_not_read(tmp_path: Path) -
     (tmp_path / "preprocessor_config.json").write_text("?")
     found = find_preprocessing(DataOptions(size=(8, 8), mean=(0.5,), std=(0.5,)), tmp_path)
     assert (found.resize, found.mean, found.std) == ((8, 8), (0.5,), (0.5,))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"size": {"shortest_edge": 224}, "crop_pct": 0},
+        {"size": 256, "do_center_crop": True, "crop_size": {"shortest_edge": 0, "height": 224, "width": 224}},
+    ],
+    ids=["crop_pct", "crop_size"],
+)
+def test_a_length_of_zero_is_damage_and_not_a_gap(tmp_path: Path, config: dict[str, Any]) -> None:
+    with pytest.raises(UnreadableError, match="0 is not a number above 0"):
+        beside(tmp_path, "preprocessor_config.json", config)
+
+
+def test_a_crop_that_is_null_is_a_gap(tmp_path: Path) -> None:
+    chosen = beside(tmp_path, "preprocessor_config.json", {"size": {"shortest_edge": 224}, "crop_pct": None})
+    assert (chosen.resize, chosen.crop) == (224, None)
+
+
+def test_a_mean_of_zero_is_a_mean(tmp_path: Path) -> None:
+    chosen = beside(tmp_path, "preprocessor_config.json", {"size": 8, "image_mean": MEAN, "image_std": STD}, mean=0.0)
+    assert (chosen.mean, chosen.std) == ((0.0,), tuple(STD))
+    assert chosen.origin["mean"] == "options and preprocessor_config.json"

@@ -19,7 +19,8 @@ from bncheck.evaluation.data.batches import Batch, Data
 from bncheck.evaluation.models.runnable import Runnable, live_runnable
 from bncheck.evaluation.probes.drift import FOLLOWED_SAMPLES, drift
 from bncheck.evaluation.probes.repeat import repeat
-from bncheck.evaluation.restoring import batchnorm_layers, fingerprint
+from bncheck.evaluation.restoring import fingerprint
+from bncheck.evaluation.statistics import batchnorm_layers
 from bncheck.findings.measurements import as_json
 from bncheck.findings.rule import Severity
 from bncheck.judgement.diagnosis import diagnose_evaluation
