@@ -19,17 +19,17 @@ from torch import Tensor, nn
 from bncheck.evaluation.data.batches import Batch, Data
 from bncheck.evaluation.models.loading import load_runnable
 from bncheck.evaluation.models.runnable import Runnable, live_runnable
+from bncheck.evaluation.observing.modules import module_names
 from bncheck.evaluation.observing.operators import (
     BatchNormCall,
     Interception,
     Record,
     layer_addresses,
-    module_names,
-    seed,
 )
 from bncheck.evaluation.probes.abilities import LIMITS, UNDECIDED, Probe, kind_of
 from bncheck.evaluation.probes.drift import drift
 from bncheck.evaluation.probes.repeat import repeat
+from bncheck.evaluation.process import seed_torch
 from bncheck.evaluation.restoring import fingerprint
 from bncheck.evaluation.statistics import batchnorm_layers
 from bncheck.findings.report import Report
@@ -435,7 +435,7 @@ def test_noise_can_be_repeated_for_each_sample_in_any_company() -> None:
 
 
 def test_a_seed_is_that_of_torch() -> None:
-    seed(7)
+    seed_torch(7)
     first = torch.rand(3)
     torch.manual_seed(7)
     assert torch.equal(torch.rand(3), first)
