@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from bncheck.errors import UsageError
 from bncheck.findings import report as findings
-from bncheck.options.asking import DiffOptions, InspectOptions
+from bncheck.options.asking import InspectOptions
+from bncheck.options.comparing import DiffOptions
 from bncheck.options.gating import GateOptions
 from bncheck.options.option import Options, of_kind, option_of
 from bncheck.options.probing import DriftOptions, RecalibrateOptions, RepeatOptions

@@ -17,7 +17,7 @@ from bncheck.findings.report import Run
 from bncheck.judgement.diagnosis import diagnose_pair
 from bncheck.judgement.selection import chosen, fits
 from bncheck.judgement.verdicts import exit_code
-from bncheck.options.asking import DiffOptions, TwoFiles
+from bncheck.options.comparing import DiffOptions, TwoFiles
 from bncheck.options.option import make
 from bncheck.pairing.groups import pair_of
 from bncheck.rules import DIFF_RULES

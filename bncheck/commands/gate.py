@@ -22,7 +22,7 @@ from bncheck.judgement.diagnosis import unreadable
 from bncheck.judgement.policy import policy_of
 from bncheck.judgement.selection import Selection, chosen
 from bncheck.judgement.verdicts import gate_exit_code, gated, gravity, remarks
-from bncheck.options.asking import DiffOptions
+from bncheck.options.comparing import DiffOptions
 from bncheck.options.gating import GateOptions
 from bncheck.options.option import make
 from bncheck.rules import DIFF_RULES, DRIFT_RULES, INSPECT_RULES, REPEAT_RULES, RULES

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from bncheck.findings.measurements import PairMeasurements, RecalibrationMeasurements
 from bncheck.findings.report import Verdict
 from bncheck.findings.rule import Severity
 from bncheck.wording import count, plural
@@ -13,7 +12,7 @@ from bncheck.wording import count, plural
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from bncheck.findings.measurements import ChangeNumbers
+    from bncheck.findings.measurements import ChangeNumbers, RecalibrationMeasurements
     from bncheck.findings.report import Finding, Report
 
 NAMED_KINDS = 3
@@ -23,13 +22,15 @@ def headline(report: Report) -> str | None:
     """What the first line says behind the names; None for a report of `inspect`, whose second line says it."""
     if report.checks:
         return of_gate(report)
+    if report.measurements is None:
+        return None
+    from bncheck.findings.measurements import PairMeasurements, RecalibrationMeasurements  # `inspect` needs none
+
     match report.measurements:
         case PairMeasurements():
             return of_pair(report)
         case RecalibrationMeasurements():
             return of_recalibration(report)
-        case None:
-            return None
         case _:
             return of_evaluation(report)
 
@@ -93,6 +94,8 @@ def of_pair(report: Report) -> str:
 
 
 def changes_of(report: Report) -> Mapping[str, ChangeNumbers]:
+    from bncheck.findings.measurements import PairMeasurements
+
     return report.measurements.layers if isinstance(report.measurements, PairMeasurements) else {}
 
 
@@ -137,6 +140,8 @@ def of_recalibration(report: Report) -> str:
 
 
 def recalibration_of(report: Report) -> RecalibrationMeasurements:
+    from bncheck.findings.measurements import RecalibrationMeasurements
+
     assert isinstance(report.measurements, RecalibrationMeasurements)
     return report.measurements
 

@@ -29,7 +29,7 @@ def main() -> None:
     """Runs until the count of inputs is reached or one crashes, which libFuzzer writes to a file."""
     sys.path.insert(0, str(ROOT))
     with atheris.instrument_imports(include=["bncheck"]):
-        for name in ("bncheck.diagnosis", "bncheck.reports.json", "bncheck.reports.text"):
+        for name in ("bncheck.judgement.diagnosis", "bncheck.reports.json", "bncheck.reports.text.run"):
             import_module(name)
         for _ in import_module("bncheck.checkpoints.formats").readers():
             pass  # each is imported when it is asked for

@@ -28,6 +28,7 @@ from bncheck.evaluation.restoring import restored
 from bncheck.evaluation.statistics import broken, moved, put_back, snapshot, updates
 from bncheck.subjects.evaluation import EvaluatedLayer, Evaluation
 from bncheck.subjects.shift import Shift, shift
+from bncheck.wording import count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -244,7 +245,7 @@ class Drift:
     def trial_notes(self) -> list[str]:
         if self.trial is None or not self.trial.refused:
             return []
-        refused = f"{self.trial.refused:,} batch{'es' * (self.trial.refused != 1)}"
+        refused = count(self.trial.refused, "batch")
         return [f"{refused} left out of the trial in train mode: {self.trial.refusal}"]
 
     def in_order(self) -> list[str]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, TextIO
 
 from rich.text import Text
 
-from bncheck.findings.measurements import PairMeasurements, RecalibrationMeasurements
 from bncheck.findings.report import Verdict
 from bncheck.findings.rule import Severity
 from bncheck.reports.headlines import found_in_layers, headline, summary
@@ -92,6 +91,7 @@ def write_report(page: Page, report: Report) -> None:
 
 def body_of(report: Report) -> Callable[[Page, Report], None]:
     """What writes the body of this kind of report; imported when it is asked for, as most are of one kind."""
+    from bncheck.findings.measurements import PairMeasurements, RecalibrationMeasurements
     from bncheck.reports.text import diff, evaluation, gate, recalibration
 
     if report.checks:
