@@ -9,7 +9,7 @@ from rich.text import Text
 
 from bncheck.findings.measurements import DriftMeasurements, RepeatMeasurements
 from bncheck.reports.text.page import MAX_ROWS, Page
-from bncheck.wording import count, escaped, few, short
+from bncheck.wording import count, escaped, few, percent, short
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,10 +85,6 @@ def consequence(agreement: Agreement) -> str:
     return text
 
 
-def percent(share: float) -> str:
-    return f"{share:.1%}" if 0 < share < 0.1 else f"{share:.0%}"
-
-
 # The share of changed predictions of which the report says when it is reached.
 NOTABLE = 0.1
 
@@ -110,7 +106,8 @@ def repeat_lines(repeat: Repeat) -> list[tuple[str, str]]:
         difference = repeat.same_batches_max_difference
         text = "equal bit for bit" if not difference else f"differ by up to {short(difference)} of the largest output"
         if repeat.predictions_changed:
-            text += f", {repeat.predictions_changed:,} predictions change"
+            change = "changes" if repeat.predictions_changed == 1 else "change"
+            text += f", {count(repeat.predictions_changed, 'prediction')} {change}"
         lines.append((f"{repeat.runs} runs", text))
     if repeat.other_company_max_difference is not None and repeat.company_tolerance is not None:
         within = repeat.other_company_max_difference <= repeat.company_tolerance

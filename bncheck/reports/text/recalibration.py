@@ -8,9 +8,8 @@ from rich.text import Text
 
 from bncheck.findings.measurements import RecalibrationMeasurements
 from bncheck.reports.headlines import recalibration_of
-from bncheck.reports.text.evaluation import percent
 from bncheck.reports.text.page import MAX_ROWS, Page
-from bncheck.wording import count, escaped, few, short
+from bncheck.wording import count, escaped, few, percent, short
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
