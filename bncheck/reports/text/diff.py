@@ -9,7 +9,7 @@ from bncheck.reports.text.table import FARTHEST, GAP, Table, bars, draw, first_t
 from bncheck.wording import count, escaped, few, short
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from bncheck.findings.measurements import ChangeNumbers
     from bncheck.findings.report import Report
@@ -89,13 +89,7 @@ def write_table(page: Page, layers: Mapping[str, ChangeNumbers]) -> None:
     if not moved:
         return
     shown = shown_of(page, sorted(moved, key=lambda name: -distance(moved[name])))
-    layouts = []
-    for parts, bar_width in LAYOUTS:
-        columns = ["mean", *parts[1:], "variance", *parts[1:]]
-        header = ["weights", *(TITLES.get(title, title) for title in columns)]
-        rows = [[EQUALITY[moved[name].same_parameters], *shifts(moved[name], parts)] for name in shown]
-        layouts.append((Table(shown, header, rows), bar_width + GAP * (bar_width > 0)))
-    table, beside = first_that_fits(page, layouts)
+    table, beside = first_that_fits(page, layouts_of({name: moved[name] for name in shown}))
     draw(page, table, beside, bars(page, [distance(moved[name]) for name in shown], max(beside - GAP, 0)))
     write_legend(
         page,
@@ -103,6 +97,15 @@ def write_table(page: Page, layers: Mapping[str, ChangeNumbers]) -> None:
         "channels",
         len(moved) - len(shown),
     )
+
+
+def layouts_of(layers: Mapping[str, ChangeNumbers]) -> Iterator[tuple[Table, int]]:
+    """The table with less and less in it, and the room that bars take behind it."""
+    for parts, bar_width in LAYOUTS:
+        columns = ["mean", *parts[1:], "variance", *parts[1:]]
+        header = ["weights", *(TITLES.get(title, title) for title in columns)]
+        rows = [[EQUALITY[layer.same_parameters], *shifts(layer, parts)] for layer in layers.values()]
+        yield Table(list(layers), header, rows), bar_width + GAP * (bar_width > 0)
 
 
 def shifts(layer: ChangeNumbers, parts: Sequence[str]) -> list[str]:

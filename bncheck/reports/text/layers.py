@@ -12,7 +12,7 @@ from bncheck.reports.text.table import MAX_ROWS, Table, draw, first_that_fits, w
 from bncheck.wording import count, escaped, few, short
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from bncheck.findings.report import Distribution, LayerSummary, Report
     from bncheck.reports.text.page import Page
@@ -43,15 +43,18 @@ def write_group(page: Page, name: str, layers: Sequence[LayerSummary], *, alone:
 
 def write_table(page: Page, layers: Sequence[LayerSummary]) -> None:
     """A row for each layer; the width decides how many digits there are, and whether there is room for more columns."""
-    layouts = []
-    for digits, with_bars, with_counters in LAYOUTS:
-        header, *rows = cells(page, layers, digits, with_counters=with_counters)
-        beside = (len(BARS) + 1) * (with_bars and not page.plain_characters)
-        layouts.append((Table([layer.name for layer in layers], header, rows), beside))
-    table, beside = first_that_fits(page, layouts)
+    table, beside = first_that_fits(page, layouts_of(page, layers))
     draw(page, table, beside, [Text(histogram(layer.running_var) if beside else "", "cyan") for layer in layers])
     if any(layer.running_mean or layer.running_var for layer in layers):
         write_legend(page, "min … median … max over the channels" + ("; bars: channels by running_var" * (beside > 0)))
+
+
+def layouts_of(page: Page, layers: Sequence[LayerSummary]) -> Iterator[tuple[Table, int]]:
+    """The table with less and less in it, and the room that histograms take behind it."""
+    for digits, with_bars, with_counters in LAYOUTS:
+        header, *rows = cells(page, layers, digits, with_counters=with_counters)
+        beside = (len(BARS) + 1) * (with_bars and not page.plain_characters)
+        yield Table([layer.name for layer in layers], header, rows), beside
 
 
 def cells(page: Page, layers: Sequence[LayerSummary], digits: int, *, with_counters: bool) -> list[list[str]]:
