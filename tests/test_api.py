@@ -97,6 +97,8 @@ def test_the_gate_is_a_function_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert report.verdict is Verdict.FAILED
     [report] = bncheck.gate(fail_on="error")
     assert report.verdict is Verdict.PASSED
+    [report] = bncheck.gate(config=str(tmp_path / "bncheck.toml"))
+    assert report.verdict is Verdict.FAILED
     [report] = bncheck.gate(SAMPLES / "healthy.pt", require=["depends-on-batch"])
     assert report.verdict is Verdict.UNDECIDED
     with pytest.raises(TypeError, match="fails_on"):
