@@ -139,6 +139,7 @@ def merged(reports: Sequence[Report]) -> Report:
     names = {check.name for check in done}
     left_out = [Check(name, False, reason) for name, reason in UNCONFIGURED.items() if name not in names]
     findings = [finding for report in reports for finding in report.findings]
+    measured = {report.checks[0].name: report.measurements for report in more if report.checks}
     return replace(
         first,
         error=failed,
@@ -146,6 +147,6 @@ def merged(reports: Sequence[Report]) -> Report:
         undecided=tuple(undecided for report in reports for undecided in report.undecided),
         rules=tuple(rule for report in reports for rule in report.rules),
         notes=tuple(dict.fromkeys(note for report in reports for note in report.notes)),
-        measurements=GateMeasurements({report.checks[0].name: report.measurements for report in more if report.checks}),
+        measurements=GateMeasurements(measured) if measured else None,
         checks=(*done, *left_out),
     )
