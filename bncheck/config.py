@@ -49,7 +49,7 @@ class Config:
         return str(self.path) if KEYS[key].name in self.values else "default"
 
 
-def configured(folder: Path, file: Path | None = None) -> Config:
+def configured(folder: Path, file: str | os.PathLike[str] | None = None) -> Config:
     """The configuration of a folder: bncheck.toml, or pyproject.toml with [tool.bncheck], there or in a folder above.
 
     Args:
@@ -59,7 +59,7 @@ def configured(folder: Path, file: Path | None = None) -> Config:
     Raises:
         UsageError: the file cannot be read, or a key or value is not one of those that there are.
     """
-    found = (file, parsed(file)) if file else find(folder)
+    found = (Path(file), parsed(Path(file))) if file else find(folder)
     if found is None:
         return Config()
     path, document = found

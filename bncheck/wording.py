@@ -33,6 +33,11 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
+def percent(share: float) -> str:
+    """`44%`; a small share with a digit more, `0.3%`."""
+    return f"{share:.1%}" if 0 < share < 0.1 else f"{share:.0%}"
+
+
 def quoted(name: str) -> str:
     """A name from a file in quotes, shortened if it is longer than any real one."""
     return repr(name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}...")
@@ -48,7 +53,7 @@ def channels(indices: Sequence[int], total: int) -> str:
     """`channel 3 of 64`, `channels 3, 7, 12 and 14 more of 64`, `all 64 channels`."""
     if len(indices) == total:
         return f"all {count(total, 'channel')}" if total > 1 else "its only channel"
-    return f"channel{'s' if len(indices) > 1 else ''} {few(indices)} of {total:,}"
+    return f"{plural('channel', len(indices))} {few(indices)} of {total:,}"
 
 
 def nearest(name: str, known: Iterable[str], where: str) -> str:

@@ -97,6 +97,10 @@ def test_the_gate_is_a_function_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert report.verdict is Verdict.FAILED
     [report] = bncheck.gate(fail_on="error")
     assert report.verdict is Verdict.PASSED
+    assert report.measurements is None
+    assert "5 BatchNorm2d layers" in report._repr_html_()
+    [report] = bncheck.gate(config=str(tmp_path / "bncheck.toml"))
+    assert report.verdict is Verdict.FAILED
     [report] = bncheck.gate(SAMPLES / "healthy.pt", require=["depends-on-batch"])
     assert report.verdict is Verdict.UNDECIDED
     with pytest.raises(TypeError, match="fails_on"):

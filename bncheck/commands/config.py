@@ -30,7 +30,7 @@ def run(said: Mapping[str, Any], progress: Progress = SILENT) -> str:
     options = make(ConfigOptions, said)
     if options.schema:
         return json.dumps(schema(), indent=2)
-    config = configured(Path.cwd(), None if options.config is None else Path(options.config))
+    config = configured(Path.cwd(), options.config)
     lines = [f"# {config.path or 'no configuration: every value is a default'}"]
     for key in KEYS:
         value = config[key]

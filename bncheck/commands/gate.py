@@ -124,7 +124,8 @@ def others(path: Path, options: GateOptions, rules: Mapping[str, tuple[Rule, ...
         try:
             reports.append(replace(check(), checks=(Check(name, True),)))
         except BncheckError as error:
-            reports.append(unreadable(str(path), BncheckError(f"{name}: {error.message}", error.hint)))
+            failed = unreadable(str(path), BncheckError(f"{name}: {error.message}", error.hint))
+            reports.append(replace(failed, checks=(Check(name, False, error.message),)))
     return reports
 
 
@@ -135,10 +136,11 @@ def merged(reports: Sequence[Report]) -> Report:
     """The reports of all checks of one checkpoint as one, with what was checked and what was not."""
     first, *more = reports
     failed = next((report.error for report in more if report.error), None)
-    done = [Check("inspect", True), *(check for report in more for check in report.checks)]
-    names = {check.name for check in done}
+    checks = [Check("inspect", True), *(check for report in more for check in report.checks)]
+    names = {check.name for check in checks}
     left_out = [Check(name, False, reason) for name, reason in UNCONFIGURED.items() if name not in names]
     findings = [finding for report in reports for finding in report.findings]
+    measured = {report.checks[0].name: report.measurements for report in more if not report.error}
     return replace(
         first,
         error=failed,
@@ -146,6 +148,6 @@ def merged(reports: Sequence[Report]) -> Report:
         undecided=tuple(undecided for report in reports for undecided in report.undecided),
         rules=tuple(rule for report in reports for rule in report.rules),
         notes=tuple(dict.fromkeys(note for report in reports for note in report.notes)),
-        measurements=GateMeasurements({report.checks[0].name: report.measurements for report in more if report.checks}),
-        checks=(*done, *left_out),
+        measurements=GateMeasurements(measured) if measured else None,
+        checks=(*checks, *left_out),
     )

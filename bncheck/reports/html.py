@@ -12,7 +12,7 @@ from bncheck.findings.report import Verdict
 from bncheck.findings.rule import Severity
 from bncheck.reports.headlines import summary
 from bncheck.reports.markdown import verdict_row
-from bncheck.reports.phrases import open_questions, plain_count, setting, suppressed, worst_first
+from bncheck.reports.phrases import THE_MODULE, open_questions, plain_count, setting, suppressed, worst_first
 from bncheck.wording import count, escaped, short
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def layers(held: Sequence[LayerSummary]) -> str:
     header = ("layer", "kind", "channels", "updates", "running_mean", "running_var")
     rows = (
         (
-            escaped(f"{layer.group}: {layer.name}" if layer.group else layer.name) or "(the module itself)",
+            escaped(f"{layer.group}: {layer.name}" if layer.group else layer.name) or THE_MODULE,
             escaped(setting(layer.kind) or "-"),
             plain_count(layer.num_features),
             plain_count(layer.num_batches_tracked),

@@ -47,12 +47,19 @@ class Open:
 
 
 def place(said: Finding | Undecided) -> str:
-    """`layer1.bn`, `ema: layer1.bn`, `ema`; empty for the file as a whole."""
-    group = shortened(said.group or "")
-    if said.layer is None:
+    """`layer1.bn`, `ema: layer1.bn`, `ema`; empty for the file as a whole. Very long names are cut."""
+    return place_of(shortened(said.group or ""), None if said.layer is None else shortened(said.layer))
+
+
+def whole_place(said: Finding | Undecided) -> str:
+    """The same with names as long as they are."""
+    return place_of(escaped(said.group or ""), None if said.layer is None else escaped(said.layer))
+
+
+def place_of(group: str, layer: str | None) -> str:
+    if layer is None:
         return group
-    layer = shortened(said.layer) or THE_MODULE
-    return f"{group}: {layer}" if group else layer
+    return f"{group}: {layer or THE_MODULE}" if group else layer or THE_MODULE
 
 
 def shortened(name: str) -> str:
@@ -107,12 +114,17 @@ def open_questions(report: Report) -> list[Open]:
 
 def undecided_rules(report: Report) -> Iterator[tuple[str, str, str]]:
     """Rule, where, and reason; the place is empty where it is every layer."""
-    by_rule: defaultdict[tuple[str, str], list[Undecided]] = defaultdict(list)
-    for undecided in report.undecided:
-        by_rule[undecided.rule, undecided.reason].append(undecided)
-    for (rule, reason), same in by_rule.items():
+    for (rule, reason), same in by_reason(report).items():
         everywhere = len(same) == len(report.layers) > 1
         yield rule, "" if everywhere else places(same), reason
+
+
+def by_reason(report: Report) -> dict[tuple[str, str], list[Undecided]]:
+    """What was not decided, by rule and reason."""
+    alike: defaultdict[tuple[str, str], list[Undecided]] = defaultdict(list)
+    for undecided in report.undecided:
+        alike[undecided.rule, undecided.reason].append(undecided)
+    return alike
 
 
 def suppressed(said: Suppressed) -> tuple[str, str, str, str]:
@@ -123,12 +135,16 @@ def suppressed(said: Suppressed) -> tuple[str, str, str, str]:
 
 def totals(run: Run) -> str:
     """`3 inputs: 1 passed, 1 failed, 1 not read`."""
+    return f"{count(len(run.reports), 'input')}: {outcomes(run) or 'nothing done'}"
+
+
+def outcomes(run: Run, undecided: str = Verdict.UNDECIDED.value, without: str = "not read") -> str:
+    """`1 passed, 1 failed, 1 not read`: how many reports have each verdict, and how many none."""
+    words = {Verdict.UNDECIDED: undecided}
     verdicts = Counter(report.verdict for report in run.reports if not report.error)
-    parts = [f"{verdicts[verdict]:,} {verdict.value}" for verdict in Verdict if verdicts[verdict]]
-    unreadable = sum(1 for report in run.reports if report.error)
-    if unreadable:
-        parts.append(f"{unreadable:,} not read")
-    return f"{count(len(run.reports), 'input')}: {', '.join(parts) or 'nothing done'}"
+    parts = [f"{verdicts[one]:,} {words.get(one, one.value)}" for one in Verdict if verdicts[one]]
+    unread = sum(1 for report in run.reports if report.error)
+    return ", ".join([*parts, f"{unread:,} {without}"] if unread else parts)
 
 
 # -- settings of a layer

@@ -23,4 +23,5 @@ VERDICTS = {
     Verdict.FAILED: ("FAILED", "bold red"),
     Verdict.UNDECIDED: ("UNDECIDED", "bold yellow"),
 }
+INCONCLUSIVE = "INCONCLUSIVE"  # what a gate calls undecided
 SEVERITIES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.NOTE: "bold blue"}

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING
 
 from bncheck.findings.rule import CannotTell, Evidence, Rule, Severity
 from bncheck.subjects.evaluation import CauseKind
-from bncheck.wording import number
+from bncheck.wording import count, number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,7 +75,8 @@ def evidence(repeat: Repeat, cause: Cause) -> Evidence:
     if cause.kind != CauseKind.INPUTS.value:
         parts.append(f"outputs differ by up to {number(difference)} of the largest")
         if repeat.predictions_changed:
-            parts.append(f"{repeat.predictions_changed:,} predictions change")
+            change = "changes" if repeat.predictions_changed == 1 else "change"
+            parts.append(f"{count(repeat.predictions_changed, 'prediction')} {change}")
         if repeat.first_difference:
             parts.append(f"the first module that differs is {repeat.first_difference}")
     if metrics_differ(repeat):

@@ -95,7 +95,7 @@ def drifted(change: LayerChange, *, weights_changed: bool) -> Evidence:
     variance, variance_most = spread(change.shift.variance if change.shift else None)
     far = change.broken > 0 or max(mean, variance) > FAR
     batches = change.counter_change or None
-    who = f"{count_of_batches(batches)} in train mode" if batches else "forward passes in train mode"
+    who = f"{count(batches, 'batch')} in train mode" if batches else "forward passes in train mode"
     message = (
         f"the weights are equal in every bit, but {who} moved the statistics: the means by {number(mean)} standard "
         f"deviations (median of the channels; at most {number(mean_most)}), the standard deviations by a factor of "
@@ -120,10 +120,6 @@ def drifted(change: LayerChange, *, weights_changed: bool) -> Evidence:
         },
         Severity.ERROR if far and not weights_changed else Severity.WARNING,
     )
-
-
-def count_of_batches(batches: int) -> str:
-    return count(batches, "batch")
 
 
 def spread(values: Array | None) -> tuple[float, float]:

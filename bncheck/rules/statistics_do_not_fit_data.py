@@ -113,9 +113,8 @@ def check(evaluation: Evaluation) -> Iterator[Evidence | CannotTell]:
         yield predictions_alone(evaluation)
     elif not enough(evaluation):
         yield CannotTell(
-            f"{count(evaluation.samples, 'sample')} in {evaluation.batches} "
-            f"{'batch' if evaluation.batches == 1 else 'batches'} are too few to say that the statistics fit "
-            f"({FEWEST_SAMPLES} in {FEWEST_BATCHES} are enough)"
+            f"{count(evaluation.samples, 'sample')} in {count(evaluation.batches, 'batch')} are too few to say that "
+            f"the statistics fit ({FEWEST_SAMPLES} in {FEWEST_BATCHES} are enough)"
         )
 
 

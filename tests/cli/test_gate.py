@@ -96,6 +96,20 @@ def test_what_was_not_checked_is_said(repository: Path, gate: Gate) -> None:
     assert "diff: no reference is configured" in unwrapped(done.stdout)
 
 
+def test_a_check_that_failed_is_not_called_unconfigured(repository: Path, gate: Gate) -> None:
+    release(repository, "healthy.pt")
+    (repository / "pyproject.toml").write_text(
+        '[tool.bncheck]\ncheckpoint = "release/model.pt"\nreference = "release/absent.pt"\n'
+    )
+    done = gate("--format", "json")
+    assert done.returncode == 2
+    [report] = json.loads(done.stdout)["reports"]
+    reasons = {check["name"]: check["reason"] for check in report["checks"] if not check["done"]}
+    assert "does not exist" in reasons["diff"]
+    assert reasons["drift"] == "no data is configured"
+    assert report["error"]["message"].startswith("diff: ")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", STATIC)
 def test_each_defect_fails_the_gate_in_every_format(repository: Path, gate: Gate, rule: str) -> None:

@@ -52,6 +52,16 @@ def test_findings_of_one_rule_are_folded_and_the_worst_come_first() -> None:
     assert "5 layers: bn0, bn1, bn2, bn3, bn4" in verbose
 
 
+def test_a_layer_that_is_a_whole_group_has_a_name() -> None:
+    findings = (
+        Finding("r", Severity.ERROR, "", "ema", "x", {}, "y"),
+        Finding("s", Severity.ERROR, "a" * 300, "ema", "x", {}, "y"),
+    )
+    text = text_of(Report(("m",), "f", Verdict.FAILED, layers=(layer(""),), findings=findings))
+    assert "  error r\n    ema: (the module itself)\n" in text
+    assert "a" * 300 in text.replace("\n    ", ""), "a name is not cut, so that it can be copied"
+
+
 def test_what_could_not_be_decided_names_its_layers() -> None:
     undecided = (Undecided("rule", "b", "", "it lacks a fact"),)
     text = text_of(Report(("m",), "f", Verdict.PASSED, layers=(layer("a"), layer("b")), undecided=undecided))

@@ -13,7 +13,7 @@ from bncheck.findings.rule import Severity
 from bncheck.judgement.diagnosis import diagnose_evaluation
 from bncheck.reports import Format, write
 from bncheck.reports.style import Style
-from bncheck.reports.text.evaluation import intervals, percent
+from bncheck.reports.text.evaluation import intervals
 from bncheck.rules import DRIFT_RULES, REPEAT_RULES
 from bncheck.subjects.evaluation import Agreement, Cause, CauseKind, Evaluation
 from tests.rules.evaluations import evaluated, evaluation, fitted, repeated, shift
@@ -153,14 +153,6 @@ def test_the_first_line_has_the_gravest_finding_or_what_is_certain(examined: Eva
 )
 def test_the_batches_between_which_a_tenth_is_reached(by_batches: dict[str, float], expected: str) -> None:
     assert intervals(by_batches) == expected
-
-
-@pytest.mark.parametrize(
-    ("share", "expected"),
-    [(0.0, "0%"), (0.0028, "0.3%"), (0.0999, "10.0%"), (0.1, "10%"), (0.445, "44%"), (1.0, "100%")],
-)
-def test_small_shares_have_a_digit_more(share: float, expected: str) -> None:
-    assert percent(share) == expected
 
 
 def rows(text: str) -> list[str]:

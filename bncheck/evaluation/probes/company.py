@@ -143,9 +143,10 @@ def batchnorm_cause(subject: Subject, by_batch: tuple[str, ...]) -> Cause:
             reason = "by a constant of the graph or a call of its own"
         reasons.setdefault(reason, []).append(name)
     told = "; ".join(f"{reason}: {few(names, NAMED_MODULES)}" for reason, names in reasons.items())
+    normalise = "normalises" if len(by_batch) == 1 else "normalise"
     return Cause(
         CauseKind.BATCHNORM.value,
-        f"{count(len(by_batch), 'BatchNorm layer')} normalise{'s' * (len(by_batch) == 1)} by the batch ({told})",
+        f"{count(len(by_batch), 'BatchNorm layer')} {normalise} by the batch ({told})",
         by_batch,
     )
 

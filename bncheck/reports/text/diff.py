@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.cells import cell_len
-from rich.text import Text
-
 from bncheck.reports.headlines import changes_of
-from bncheck.reports.text.page import MAX_ROWS, Page
+from bncheck.reports.text.table import FARTHEST, GAP, Table, bars, draw, first_that_fits, shown_of, write_legend
 from bncheck.wording import count, escaped, few, short
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from bncheck.findings.measurements import ChangeNumbers
     from bncheck.findings.report import Report
+    from bncheck.reports.text.page import Page
 
 # What a row shows of each shift, and the width of its bar: the first with which every name fits is used.
 LAYOUTS = ((("median", "max"), 10), (("median", "max"), 0), (("median",), 0))
@@ -31,7 +29,7 @@ def write_body(page: Page, report: Report) -> None:
     page.line()
     for label, value in lines(layers):
         page.pair(label, escaped(value))
-    table(page, layers)
+    write_table(page, layers)
 
 
 def lines(layers: Mapping[str, ChangeNumbers]) -> list[tuple[str, str]]:
@@ -85,43 +83,34 @@ def alike(values: Mapping[str, str]) -> str:
     return ", ".join(parts) + (f" and {count(len(others) - 2, 'other value')}" if len(others) > 2 else "")
 
 
-def table(page: Page, layers: Mapping[str, ChangeNumbers]) -> None:
+def write_table(page: Page, layers: Mapping[str, ChangeNumbers]) -> None:
     """The layers whose statistics moved, the farthest first."""
     moved = {name: layer for name, layer in layers.items() if layer.same_statistics is False}
     if not moved:
         return
-    by_distance = sorted(moved, key=lambda name: -distance(moved[name]))
-    shown = by_distance if page.style.verbose else by_distance[:MAX_ROWS]
-    names = [escaped(name) or "(the module itself)" for name in shown]
-    longest = max(map(cell_len, [*names, "layer"]))
-    for parts, bar_width in LAYOUTS:
-        header = ["weights", "mean", *parts[1:], "variance", *parts[1:]]
-        rows = [[EQUALITY[moved[name].same_parameters], *shifts(moved[name], parts)] for name in shown]
-        header = [TITLES.get(title, title) for title in header]
-        widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
-        room = page.console.width - 2 - sum(width + 2 for width in widths) - bar_width - 2 * (bar_width > 0)
-        if room >= longest:
-            break
-    name_width = max(min(longest, room), cell_len("layer"))
-    farthest = min(distance(moved[by_distance[0]]), 1e6)
-    page.line()
-    page.row("layer", name_width, header, widths, Text(), "dim")
-    for name, label, row in zip(shown, names, rows, strict=True):
-        length = round(bar_width * min(distance(moved[name]), 1e6) / farthest) if farthest else 0
-        bar = ("#" if page.plain_characters else "█") * length
-        page.row(label, name_width, row, widths, Text(bar, "red"))
-    if len(shown) < len(by_distance):
-        page.line((f"({len(by_distance) - len(shown):,} more with --verbose)", "dim"), indent=2)
-    legend = (
-        "(shift of the mean in standard deviations, of the variance as half its logarithm; median and maximum of the "
-        "channels)"
+    shown = shown_of(page, sorted(moved, key=lambda name: -distance(moved[name])))
+    table, beside = first_that_fits(page, layouts_of({name: moved[name] for name in shown}))
+    draw(page, table, beside, bars(page, [distance(moved[name]) for name in shown], max(beside - GAP, 0)))
+    write_legend(
+        page,
+        "shift of the mean in standard deviations, of the variance as half its logarithm; median and maximum of the "
+        "channels",
+        len(moved) - len(shown),
     )
-    page.line((legend, "dim"), indent=2)
+
+
+def layouts_of(layers: Mapping[str, ChangeNumbers]) -> Iterator[tuple[Table, int]]:
+    """The table with less and less in it, and the room that bars take behind it."""
+    for parts, bar_width in LAYOUTS:
+        columns = ["mean", *parts[1:], "variance", *parts[1:]]
+        header = ["weights", *(TITLES.get(title, title) for title in columns)]
+        rows = [[EQUALITY[layer.same_parameters], *shifts(layer, parts)] for layer in layers.values()]
+        yield Table(list(layers), header, rows), bar_width + GAP * (bar_width > 0)
 
 
 def shifts(layer: ChangeNumbers, parts: Sequence[str]) -> list[str]:
     both = (layer.mean_shift, layer.variance_shift)
-    return [short(min(getattr(spread, part), 1e6), 2) if spread else "-" for spread in both for part in parts]
+    return [short(min(getattr(spread, part), FARTHEST), 2) if spread else "-" for spread in both for part in parts]
 
 
 def distance(layer: ChangeNumbers) -> float:

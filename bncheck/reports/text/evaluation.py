@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
-from rich.text import Text
 
 from bncheck.findings.measurements import DriftMeasurements, RepeatMeasurements
-from bncheck.reports.text.page import MAX_ROWS, Page
-from bncheck.wording import count, escaped, few, short
+from bncheck.reports.text.table import GAP, TITLE, Table, bars, draw, shown_of, write_legend
+from bncheck.wording import count, escaped, few, percent, short
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from bncheck.findings.measurements import LayerNumbers, RunMeasurements, ShiftNumbers
     from bncheck.findings.report import Report
+    from bncheck.reports.text.page import Page
     from bncheck.subjects.evaluation import Agreement, Repeat
 
 BAR_WIDTH, LEAST_BAR_WIDTH = 20, 8
@@ -40,7 +40,7 @@ def write_body(page: Page, report: Report) -> None:
             page.pair("ran", ran(numbers))
             for label, value in drift_lines(numbers):
                 page.pair(label, escaped(value))
-            table(page, numbers.layers)
+            write_table(page, numbers.layers)
         case _:
             raise AssertionError("a report of an evaluation has its measurements")
 
@@ -85,10 +85,6 @@ def consequence(agreement: Agreement) -> str:
     return text
 
 
-def percent(share: float) -> str:
-    return f"{share:.1%}" if 0 < share < 0.1 else f"{share:.0%}"
-
-
 # The share of changed predictions of which the report says when it is reached.
 NOTABLE = 0.1
 
@@ -110,7 +106,8 @@ def repeat_lines(repeat: Repeat) -> list[tuple[str, str]]:
         difference = repeat.same_batches_max_difference
         text = "equal bit for bit" if not difference else f"differ by up to {short(difference)} of the largest output"
         if repeat.predictions_changed:
-            text += f", {repeat.predictions_changed:,} predictions change"
+            change = "changes" if repeat.predictions_changed == 1 else "change"
+            text += f", {count(repeat.predictions_changed, 'prediction')} {change}"
         lines.append((f"{repeat.runs} runs", text))
     if repeat.other_company_max_difference is not None and repeat.company_tolerance is not None:
         within = repeat.other_company_max_difference <= repeat.company_tolerance
@@ -132,36 +129,30 @@ def repeat_lines(repeat: Repeat) -> list[tuple[str, str]]:
 COLUMNS = (("as_shipped", "moved"), ("train_mode", "train mode"), ("fit", "data"))
 
 
-def table(page: Page, layers: Mapping[str, LayerNumbers]) -> None:
+def write_table(page: Page, layers: Mapping[str, LayerNumbers]) -> None:
     """The layers by damage: how far the mean moved, and a bar for the largest of the columns."""
     damage = {name: worst(layer) for name, layer in layers.items()}
     known = {name: value for name, value in damage.items() if value is not None}
     if not known:
         return
-    by_damage = sorted(known, key=lambda name: -known[name])
-    shown = by_damage if page.style.verbose else by_damage[:MAX_ROWS]
-    highest = max(min(value, 1e6) for value in known.values())
+    shown = shown_of(page, sorted(known, key=lambda name: -known[name]))
     columns = [(part, title) for part, title in COLUMNS if any(getattr(layers[name], part) for name in shown)]
-    header = [title for _, title in columns]
     rows = [[median(getattr(layers[name], part)) for part, _ in columns] for name in shown]
-    widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
-    names = [escaped(name) or "(the module itself)" for name in shown]
-    name_width = max(map(cell_len, [*names, "layer"]))
-    room = page.console.width - 2 - sum(width + 2 for width in widths)
-    bar_width = min(BAR_WIDTH, max(room - name_width - 2, LEAST_BAR_WIDTH))
-    if room < cell_len("layer") + 2 + bar_width:
-        bar_width = -2  # no bars, and no gap before them
-    name_width = max(min(name_width, room - bar_width - 2), cell_len("layer"))
-    page.line()
-    page.row("layer", name_width, header, widths, Text(), "dim")
-    for name, label, row in zip(shown, names, rows, strict=True):
-        length = round(max(bar_width, 0) * min(known[name], 1e6) / highest) if highest else 0
-        bar = ("#" if page.plain_characters else "█") * length
-        page.row(label, name_width, row, widths, Text(bar, "red"))
-    if len(shown) < len(by_damage):
-        page.line((f"({len(by_damage) - len(shown):,} more with --verbose)", "dim"), indent=2)
-    legend = "(shift of the mean in standard deviations, or of their logarithm if that is more; median of the channels)"
-    page.line((legend, "dim"), indent=2)
+    table = Table(shown, [title for _, title in columns], rows)
+    bar_width = room_for_bars(table, table.room(page))
+    beside = bar_width + GAP * (bar_width > 0)
+    draw(page, table, beside, bars(page, [known[name] for name in shown], bar_width))
+    write_legend(
+        page,
+        "shift of the mean in standard deviations, or of their logarithm if that is more; median of the channels",
+        len(known) - len(shown),
+    )
+
+
+def room_for_bars(table: Table, room: int) -> int:
+    """The width of the longest bar; 0 where even a short one leaves no room for names."""
+    width = min(BAR_WIDTH, max(room - table.longest - GAP, LEAST_BAR_WIDTH))
+    return width if room >= cell_len(TITLE) + GAP + width else 0
 
 
 def worst(layer: LayerNumbers) -> float | None:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from bncheck.findings.report import Verdict
-from bncheck.reports.text.page import Page
+from bncheck.reports.phrases import outcomes
+from bncheck.reports.style import INCONCLUSIVE
 from bncheck.wording import count, escaped
 
 if TYPE_CHECKING:
     from bncheck.findings.report import Report, Run
+    from bncheck.reports.text.page import Page
 
-WORDS = {Verdict.PASSED: "PASSED", Verdict.FAILED: "FAILED", Verdict.UNDECIDED: "INCONCLUSIVE"}
+# The last word, by exit code.
+WORDS = {
+    0: ("PASSED", "bold green"),
+    1: ("FAILED", "bold red"),
+    2: ("NO VERDICT", "bold red"),
+    3: (INCONCLUSIVE, "bold yellow"),
+}
 
 
 def write_body(page: Page, report: Report) -> None:
@@ -35,15 +42,6 @@ def write_end(page: Page, run: Run) -> None:
         page.line()
         for remark in run.remarks:
             page.line(escaped(remark), indent=7, first=Text("  note ", style="dim"))
-    verdicts = Counter(report.verdict for report in run.reports if not report.error)
-    unread = sum(1 for report in run.reports if report.error)
-    parts = [f"{verdicts[verdict]:,} {WORDS[verdict].lower()}" for verdict in Verdict if verdicts[verdict]]
-    if unread:
-        parts.append(f"{unread:,} without a verdict")
-    word, color = {
-        0: ("PASSED", "bold green"),
-        1: ("FAILED", "bold red"),
-        2: ("NO VERDICT", "bold red"),
-        3: ("INCONCLUSIVE", "bold yellow"),
-    }[run.exit_code]
-    page.line((f"{word}: ", color), f"{count(len(run.reports), 'checkpoint')}, {', '.join(parts)}")
+    word, color = WORDS[run.exit_code]
+    told = outcomes(run, INCONCLUSIVE.lower(), "without a verdict")
+    page.line((f"{word}: ", color), f"{count(len(run.reports), 'checkpoint')}, {told}")

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from rich.cells import cell_len
 from rich.text import Text
 
 from bncheck.reports.phrases import behaviour, plain_count, setting
-from bncheck.reports.text.page import MAX_ROWS
+from bncheck.reports.text.table import MAX_ROWS, Table, draw, first_that_fits, write_legend
 from bncheck.wording import count, escaped, few, short
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from bncheck.findings.report import Distribution, LayerSummary, Report
     from bncheck.reports.text.page import Page
@@ -43,27 +42,19 @@ def write_group(page: Page, name: str, layers: Sequence[LayerSummary], *, alone:
 
 
 def write_table(page: Page, layers: Sequence[LayerSummary]) -> None:
-    """A row for each layer; a name that is too long for its column has a line of its own.
-
-    The width decides how many digits there are, and whether there is room for the counters and for histograms.
-    """
-    names = [escaped(layer.name) or "(the module itself)" for layer in layers]
-    name_width = max(map(cell_len, [*names, "layer"]))
-    for digits, with_bars, with_counters in LAYOUTS:
-        with_bars = with_bars and not page.plain_characters  # noqa: PLW2901
-        header, *rows = cells(page, layers, digits, with_counters=with_counters)
-        widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
-        room = page.console.width - 2 - sum(width + 2 for width in widths) - (len(BARS) + 1) * with_bars
-        if room >= name_width:
-            break
-    name_width = max(min(name_width, room), cell_len("layer"))
-    page.line()
-    page.row("layer", name_width, header, widths, Text(), "dim")
-    for layer, name, row in zip(layers, names, rows, strict=True):
-        page.row(name, name_width, row, widths, Text(bars(layer.running_var) if with_bars else "", "cyan"))
+    """A row for each layer; the width decides how many digits there are, and whether there is room for more columns."""
+    table, beside = first_that_fits(page, layouts_of(page, layers))
+    draw(page, table, beside, [Text(histogram(layer.running_var) if beside else "", "cyan") for layer in layers])
     if any(layer.running_mean or layer.running_var for layer in layers):
-        legend = "min … median … max over the channels" + ("; bars: channels by running_var" * with_bars)
-        page.line((page.spelled(f"({legend})"), "dim"), indent=2)
+        write_legend(page, "min … median … max over the channels" + ("; bars: channels by running_var" * (beside > 0)))
+
+
+def layouts_of(page: Page, layers: Sequence[LayerSummary]) -> Iterator[tuple[Table, int]]:
+    """The table with less and less in it, and the room that histograms take behind it."""
+    for digits, with_bars, with_counters in LAYOUTS:
+        header, *rows = cells(page, layers, digits, with_counters=with_counters)
+        beside = (len(BARS) + 1) * (with_bars and not page.plain_characters)
+        yield Table([layer.name for layer in layers], header, rows), beside
 
 
 def cells(page: Page, layers: Sequence[LayerSummary], digits: int, *, with_counters: bool) -> list[list[str]]:
@@ -156,7 +147,7 @@ def common_and_odd(layers: Sequence[LayerSummary], value_of: Callable[[LayerSumm
     return "; ".join(parts)
 
 
-def bars(distribution: Distribution | None) -> str:
+def histogram(distribution: Distribution | None) -> str:
     """How the channels spread from minimum to maximum, a block for each eighth of the way."""
     if distribution is None or not distribution.histogram:
         return ""

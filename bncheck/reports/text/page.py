@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
-from rich.console import Console
 from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.console import Console
+
     from bncheck.reports.style import Style
 
-# Up to this many layers, each has a row of its own; beyond, the extremes are named and --verbose shows the rows.
-MAX_ROWS = 16
 LABEL_WIDTH = 22
 DEFAULT_WIDTH = 80
 
@@ -22,22 +21,12 @@ DEFAULT_WIDTH = 80
 class Page:
     """What is written on. Names and messages of files come escaped; nothing is read as markup."""
 
-    def __init__(self, out: TextIO, style: Style) -> None:
+    def __init__(self, console: Console, style: Style) -> None:
         self.style = style
-        self.console = Console(
-            file=out,
-            width=style.width,
-            no_color=True if style.color is False else None,
-            # A file gets none of what FORCE_COLOR asks for the terminal; a notebook shows what is returned to it.
-            force_terminal=False if style.color is False else None,
-            force_jupyter=False,
-            highlight=False,
-            markup=False,
-            emoji=False,
-        )
-        if self.console.width < 1:  # COLUMNS=0
-            self.console.width = DEFAULT_WIDTH
-        self.plain_characters = not (self.console.encoding or "").lower().startswith("utf")
+        self.console = console
+        if console.width < 1:  # COLUMNS=0
+            console.width = DEFAULT_WIDTH
+        self.plain_characters = not (console.encoding or "").lower().startswith("utf")
 
     def line(self, *parts: str | tuple[str, str], indent: int = 0, first: Text | None = None) -> None:
         """Text, wrapped; all lines but the first, which may start with `first`, are indented."""

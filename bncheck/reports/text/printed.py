@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 def as_text(report: Report) -> str:
     """The text report without colors, as wide as the terminal."""
     out = io.StringIO()
-    page = Page(out, Style())
     # A string has no colors, whatever FORCE_COLOR says; and in a notebook rich would show the text by itself and
     # leave the string empty.
-    page.console = Console(
+    console = Console(
         file=out,
         color_system=None,
         force_jupyter=False,
@@ -29,5 +28,5 @@ def as_text(report: Report) -> str:
         markup=False,
         emoji=False,
     )
-    write_report(page, report)
+    write_report(Page(console, Style()), report)
     return out.getvalue().rstrip("\n")

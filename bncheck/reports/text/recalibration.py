@@ -8,15 +8,15 @@ from rich.text import Text
 
 from bncheck.findings.measurements import RecalibrationMeasurements
 from bncheck.reports.headlines import recalibration_of
-from bncheck.reports.text.evaluation import percent
-from bncheck.reports.text.page import MAX_ROWS, Page
-from bncheck.wording import count, escaped, few, short
+from bncheck.reports.text.table import GAP, Table, draw, shown_of, write_legend
+from bncheck.wording import count, escaped, few, percent, short
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from bncheck.findings.measurements import NewNumbers
     from bncheck.findings.report import Report
+    from bncheck.reports.text.page import Page
     from bncheck.subjects.evaluation import Agreement
 
 VARIANCES = {
@@ -31,7 +31,7 @@ def write_body(page: Page, report: Report) -> None:
     page.line()
     for label, value in lines(numbers):
         page.pair(label, escaped(value))
-    table(page, numbers.layers)
+    write_table(page, numbers.layers)
 
 
 def lines(numbers: RecalibrationMeasurements) -> list[tuple[str, str]]:
@@ -65,7 +65,7 @@ def consequence(agreement: Agreement) -> str:
     return f"{start}{percent(flips)} of the predictions differ from those with the data's statistics"
 
 
-def table(page: Page, layers: Mapping[str, NewNumbers]) -> None:
+def write_table(page: Page, layers: Mapping[str, NewNumbers]) -> None:
     """The layers by how far they went, the farthest first."""
     known = {
         name: (new.shift.mean_shift.median, new.shift.variance_shift.median, new.counter)
@@ -74,23 +74,15 @@ def table(page: Page, layers: Mapping[str, NewNumbers]) -> None:
     }
     if not known:
         return
-    farthest = sorted(known, key=lambda name: -known[name][0])
-    shown = farthest if page.style.verbose else farthest[:MAX_ROWS]
-    header = ["mean", "std", "updates"]
+    shown = shown_of(page, sorted(known, key=lambda name: -known[name][0]))
     rows = [
         [short(mean, 2), short(std, 2), counters(counter)] for mean, std, counter in (known[name] for name in shown)
     ]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    names = [escaped(name) or "(the module itself)" for name in shown]
-    name_width = min(max(map(len, [*names, "layer"])), max(page.console.width - sum(widths) - 10, 5))
-    page.line()
-    page.row("layer", name_width, header, widths, Text(), "dim")
-    for name, row in zip(names, rows, strict=True):
-        page.row(name, name_width, row, widths, Text())
-    if len(shown) < len(farthest):
-        page.line((f"({len(farthest) - len(shown):,} more with --verbose)", "dim"), indent=2)
-    page.line(
-        ("(how far they go: mean in standard deviations, std as logarithm; median of the channels)", "dim"), indent=2
+    draw(page, Table(shown, ["mean", "std", "updates"], rows), GAP, [Text()] * len(shown))
+    write_legend(
+        page,
+        "how far they go: mean in standard deviations, std as logarithm; median of the channels",
+        len(known) - len(shown),
     )
 
 

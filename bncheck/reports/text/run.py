@@ -5,30 +5,43 @@ Names and messages may hold anything that a file holds: they are escaped, and ne
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, TextIO
 
+from rich.console import Console
 from rich.text import Text
 
 from bncheck.findings.report import Verdict
 from bncheck.findings.rule import Severity
 from bncheck.reports.headlines import found_in_layers, headline, summary
-from bncheck.reports.style import SEVERITIES, VERDICTS
+from bncheck.reports.phrases import totals
+from bncheck.reports.style import INCONCLUSIVE, SEVERITIES, VERDICTS
 from bncheck.reports.text.findings import write_findings, write_suppressed, write_undecided
 from bncheck.reports.text.layers import write_groups
 from bncheck.reports.text.page import Page
-from bncheck.wording import count, escaped
+from bncheck.wording import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bncheck.findings.report import Report, Run
-    from bncheck.reports.style import Style
+    from bncheck.findings.report import Problem, Report, Run
+    from bncheck.reports.phrases import totals
+from bncheck.reports.style import Style
 
 
 def write(run: Run, out: TextIO, style: Style) -> None:
     """Writes a run for people to read."""
-    write_run(Page(out, style), run)
+    console = Console(
+        file=out,
+        width=style.width,
+        no_color=True if style.color is False else None,
+        # A file gets none of what FORCE_COLOR asks for the terminal; a notebook shows what is returned to it.
+        force_terminal=False if style.color is False else None,
+        force_jupyter=False,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    write_run(Page(console, style), run)
 
 
 def write_run(page: Page, run: Run) -> None:
@@ -45,31 +58,16 @@ def write_run(page: Page, run: Run) -> None:
 
 
 def write_total(page: Page, run: Run) -> None:
-    verdicts = Counter(report.verdict for report in run.reports if not report.error)
-    unreadable = sum(1 for report in run.reports if report.error)
-    parts = [f"{verdicts[verdict]:,} {verdict.value}" for verdict in Verdict if verdicts[verdict]]
-    if unreadable:
-        parts.append(f"{unreadable:,} not read")
     if not page.style.quiet:
         page.line()
-    page.line((f"{count(len(run.reports), 'input')}: {', '.join(parts)}", "bold"))
+    page.line((totals(run), "bold"))
 
 
 def write_report(page: Page, report: Report) -> None:
     if report.error:
-        message = Text.assemble(("ERROR ", "bold red"), (escaped(report.error.message), "bold"))
-        page.console.print(message, soft_wrap=True)  # a path that is broken in two cannot be copied
-        if not page.style.quiet:
-            page.line(escaped(report.error.hint), indent=8, first=Text("  hint: ", style="dim"))
+        write_error(page, report.error)
         return
-    word, color = VERDICTS[report.verdict]
-    if report.checks and report.verdict is Verdict.UNDECIDED:
-        word = "INCONCLUSIVE"
-    told = headline(report) or (found_in_layers(report) if page.style.quiet else None)
-    end = f": {told}" if told else ""
-    page.console.print(
-        Text.assemble((f"{word} ", color), (escaped(" -> ".join(report.subjects)), "bold"), end), soft_wrap=True
-    )
+    write_verdict(page, report)
     if page.style.quiet:
         return
     page.line(escaped(summary(report)), indent=2)
@@ -87,6 +85,23 @@ def write_report(page: Page, report: Report) -> None:
     for note in report.notes:
         page.line(escaped(note), indent=7, first=Text("  note ", style=SEVERITIES[Severity.NOTE]))
     write_undecided(page, report)
+
+
+def write_error(page: Page, error: Problem) -> None:
+    message = Text.assemble(("ERROR ", "bold red"), (escaped(error.message), "bold"))
+    page.console.print(message, soft_wrap=True)  # a path that is broken in two cannot be copied
+    if not page.style.quiet:
+        page.line(escaped(error.hint), indent=8, first=Text("  hint: ", style="dim"))
+
+
+def write_verdict(page: Page, report: Report) -> None:
+    """The first line, which is never broken: the verdict, the subject, and the headline."""
+    word, color = VERDICTS[report.verdict]
+    if report.checks and report.verdict is Verdict.UNDECIDED:
+        word = INCONCLUSIVE
+    told = headline(report) or (found_in_layers(report) if page.style.quiet else None)
+    subject = (escaped(" -> ".join(report.subjects)), "bold")
+    page.console.print(Text.assemble((f"{word} ", color), subject, f": {told}" if told else ""), soft_wrap=True)
 
 
 def body_of(report: Report) -> Callable[[Page, Report], None]:
