@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bncheck.options.option import Panel, dashed, kind_of, of_kind, option_of
+from bncheck.options.option import Panel, dashed, kind_of, option_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +32,7 @@ TYPES: dict[str, Any] = {
 def signature_of(kinds: Sequence[type[Options]]) -> inspect.Signature:
     """A parameter for each option that the command line can say, in the order of the panels."""
     order = list(Panel)
-    held = [one for kind in kinds for one in of_kind(kind) if option_of(one).on_command_line]
+    held = [one for kind in kinds for one in fields(kind) if option_of(one).on_command_line]
     # In a panel, those that have a letter come first.
     held.sort(key=lambda one: (order.index(option_of(one).panel), len(option_of(one).flags) < 2))
     return inspect.Signature([parameter(one) for one in held])

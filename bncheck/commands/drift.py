@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bncheck.commands.on_data import with_configuration
+from bncheck.commands.on_data import run_on_data
 from bncheck.commands.progress import SILENT
-from bncheck.errors import UsageError
-from bncheck.findings.report import Run
 from bncheck.judgement.diagnosis import diagnose_evaluation
 from bncheck.judgement.selection import chosen
-from bncheck.judgement.verdicts import exit_code
 from bncheck.options.data import Samples
 from bncheck.options.model import OneCheckpoint
-from bncheck.options.option import make
 from bncheck.options.probing import DriftOptions
 from bncheck.rules import DRIFT_RULES
 
@@ -24,7 +19,7 @@ if TYPE_CHECKING:
 
     from bncheck.commands.progress import Progress
     from bncheck.commands.subjects import Subject
-    from bncheck.findings.report import Report
+    from bncheck.findings.report import Report, Run
     from bncheck.findings.rule import Rule
 
 OPTIONS = (OneCheckpoint, Samples, DriftOptions)
@@ -36,11 +31,7 @@ EXAMPLES = (
 
 def run(said: Mapping[str, Any], progress: Progress = SILENT) -> Run:
     """The report on a checkpoint and data."""
-    said = with_configuration("drift", said)
-    if said.get("data") is None:
-        raise UsageError("no data is named", "bncheck drift MODEL --data DIR, or --data module:callable.")
-    report = drift(Path(said["checkpoint"]), said["data"], make(DriftOptions, said), progress)
-    return Run("drift", (report,), exit_code([report]), catalogue=DRIFT_RULES)
+    return run_on_data("drift", said, DriftOptions, drift, DRIFT_RULES, progress)
 
 
 def drift(

@@ -57,7 +57,7 @@ def run(said: Mapping[str, Any], progress: Progress = SILENT) -> Run:
     items = list(find_all(map(str, options.checkpoint)))
     if not items:
         raise UsageError("no checkpoint is named", "bncheck gate PATH, or checkpoint = ... under [tool.bncheck].")
-    found = list(examined(items, options, progress))
+    found = list(examined(items, options, progress, debug=bool(said.get("debug"))))
     files: tuple[tuple[str, str], ...] = ()
     if options.write_baseline:
         baseline = baseline_of(found)
@@ -68,13 +68,15 @@ def run(said: Mapping[str, Any], progress: Progress = SILENT) -> Run:
     return Run("gate", reports, gate_exit_code(reports), remarks(reports, policy, today), RULES, files)
 
 
-def examined(items: Sequence[Path | Report], options: GateOptions, progress: Progress) -> Iterator[Report]:
+def examined(
+    items: Sequence[Path | Report], options: GateOptions, progress: Progress, *, debug: bool = False
+) -> Iterator[Report]:
     """The report on each checkpoint, in their order, as soon as it is there."""
     rules = {check: rules_of(options, catalogue) for check, catalogue in CHECKS.items()}
     complete = architecture_of(options) if options.model else None
     jobs = 1 if complete else options.jobs or cores()  # what the user's code made does not go to other processes
     examine = inspected_elsewhere(rules["inspect"]) if jobs > 1 else inspection(rules["inspect"], complete).report
-    reports = examine_all(items, examine, jobs=jobs)
+    reports = examine_all(items, examine, jobs=jobs, debug=debug)
     for item, report in zip(items, reports, strict=True):
         if isinstance(item, Path) and not report.error:
             report = merged([report, *others(item, options, rules, progress)])  # noqa: PLW2901

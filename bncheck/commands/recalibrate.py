@@ -29,7 +29,7 @@ from bncheck.judgement.verdicts import exit_code
 from bncheck.options.data import Samples
 from bncheck.options.model import OneCheckpoint
 from bncheck.options.option import make
-from bncheck.options.probing import RecalibrateOptions
+from bncheck.options.probing import Method, RecalibrateOptions, Variance
 from bncheck.pairing.groups import counterparts, left_out, likeliest, prefix_note
 from bncheck.pairing.names import SAME_NAMES
 from bncheck.rules import DRIFT_RULES, INSPECT_RULES
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
 
 OPTIONS = (OneCheckpoint, Samples, RecalibrateOptions)
+CATALOGUE = (*INSPECT_RULES, *DRIFT_RULES)  # of the new file, and of the model that runs with it
 EXAMPLES = (
     "bncheck recalibrate best.pth --model net.py:Net --data train/ -o best.fixed.pth",
     "bncheck recalibrate best.pth --from before.pth -o best.fixed.pth",
@@ -66,27 +67,25 @@ def run(said: Mapping[str, Any], progress: Progress = SILENT) -> Run:
     Raises:
         BncheckError: what is asked for cannot be done. Then nothing was written.
     """
-    data = said.get("data")
-    said = with_configuration("recalibrate", said)
-    options = make(RecalibrateOptions, said)
-    if options.from_ is None:
-        data = said.get("data")
+    whole = with_configuration("recalibrate", said)
+    options = make(RecalibrateOptions, whole)
+    data = (whole if options.from_ is None else said).get("data")  # --from has no use for those of the configuration
     if (data is None) == (options.from_ is None):
         raise UsageError(
             "statistics come from --data or from --from", "Give one of the two: --data DIR, or --from OTHER."
         )
     if (options.output is None) == (not options.dry_run):
         raise UsageError("the new file is named by --output, or left out by --dry-run", "Give one of the two.")
-    path = Path(said["checkpoint"])
+    path = Path(whole["checkpoint"])
     if options.from_ is not None:
         report = copy_statistics(path, Path(options.from_), options)
     else:
         report = recalibrate_file(path, data, options, progress.samples("recalibrate"))
-    return Run("recalibrate", (report,), exit_code([report]), catalogue=(*INSPECT_RULES, *DRIFT_RULES))
+    return Run("recalibrate", (report,), exit_code([report]), catalogue=CATALOGUE)
 
 
 def rules_of(options: RecalibrateOptions) -> tuple[Rule, ...]:
-    return chosen((*INSPECT_RULES, *DRIFT_RULES), options.select, options.ignore)
+    return chosen(CATALOGUE, options.select, options.ignore)
 
 
 def output_of(options: RecalibrateOptions) -> Path | None:
@@ -337,7 +336,7 @@ def recalibrate_module(module: torch.nn.Module, data: Any, options: RecalibrateO
 
 def estimation_of(options: RecalibrateOptions) -> RecalibrationOptions:
     """How statistics are estimated."""
-    from bncheck.evaluation.probes.recalibrate import Method, RecalibrationOptions, Variance
+    from bncheck.evaluation.probes.recalibrate import RecalibrationOptions
 
     return RecalibrationOptions(
         Method(options.method), Variance(options.variance), tuple(options.layer), options.keep_frozen

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bncheck.commands.on_data import with_configuration
+from bncheck.commands.on_data import run_on_data
 from bncheck.commands.progress import SILENT
-from bncheck.errors import UsageError
-from bncheck.findings.report import Run
 from bncheck.judgement.diagnosis import diagnose_evaluation
 from bncheck.judgement.selection import chosen
-from bncheck.judgement.verdicts import exit_code
 from bncheck.options.data import Samples
 from bncheck.options.model import OneCheckpoint
-from bncheck.options.option import make
 from bncheck.options.probing import RepeatOptions
 from bncheck.rules import REPEAT_RULES
 
@@ -24,7 +19,7 @@ if TYPE_CHECKING:
 
     from bncheck.commands.progress import Progress
     from bncheck.commands.subjects import Subject
-    from bncheck.findings.report import Report
+    from bncheck.findings.report import Report, Run
     from bncheck.findings.rule import Rule
 
 OPTIONS = (OneCheckpoint, Samples, RepeatOptions)
@@ -36,11 +31,7 @@ EXAMPLES = (
 
 def run(said: Mapping[str, Any], progress: Progress = SILENT) -> Run:
     """The report on a checkpoint and data."""
-    said = with_configuration("repeat", said)
-    if said.get("data") is None:
-        raise UsageError("no data is named", "bncheck repeat MODEL --data DIR, or --data module:callable.")
-    report = repeat(Path(said["checkpoint"]), said["data"], make(RepeatOptions, said), progress)
-    return Run("repeat", (report,), exit_code([report]), catalogue=REPEAT_RULES)
+    return run_on_data("repeat", said, RepeatOptions, repeat, REPEAT_RULES, progress)
 
 
 def repeat(

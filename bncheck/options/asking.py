@@ -16,9 +16,7 @@ FAIL_ON = "Fail from this severity on: error, warning, note, never."
 class Asking(Options):
     """Which rules are asked, and what fails."""
 
-    fail_on: str | None = option(
-        "error", FAIL_ON, Panel.JUDGEMENT, metavar="LEVEL", choices=LEVELS, schema={"enum": list(LEVELS)}
-    )
+    fail_on: str | None = option("error", FAIL_ON, Panel.JUDGEMENT, metavar="LEVEL", choices=LEVELS)
     select: Sequence[str] = option((), "Only these rules: ids or globs; may repeat.", Panel.JUDGEMENT, metavar="RULE")
     ignore: Sequence[str] = option((), "Not these rules: ids or globs; may repeat.", Panel.JUDGEMENT, metavar="RULE")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from bncheck.options.asking import Asking
@@ -44,8 +45,22 @@ class RepeatOptions(Watching):
     runs: int = option(2, "How often the same batches are evaluated.", Panel.EXPERIMENT, metavar="N", least=2)
 
 
-METHODS = ("train", "sequential")
-VARIANCES = ("within-batch", "pooled")
+class Method(Enum):
+    """How statistics are estimated."""
+
+    TRAIN = "train"
+    SEQUENTIAL = "sequential"
+
+
+class Variance(Enum):
+    """Which variance is written.
+
+    WITHIN_BATCH is the mean of the unbiased variances of the batches, weighted by their samples: what running_var
+    follows in training. POOLED is the unbiased variance of all samples together, larger by that of the batch means.
+    """
+
+    WITHIN_BATCH = "within-batch"
+    POOLED = "pooled"
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -69,19 +84,19 @@ class RecalibrateOptions(Running):
         (), "Only layers of this name; may repeat.", Panel.EXPERIMENT, metavar="GLOB", in_file=False
     )
     method: str = option(
-        "train",
+        Method.TRAIN.value,
         "train: one pass by the batch. sequential: passes in eval mode, until nothing moves.",
         Panel.EXPERIMENT,
         metavar="NAME",
-        choices=METHODS,
+        choices=tuple(method.value for method in Method),
         in_file=False,
     )
     variance: str = option(
-        "within-batch",
+        Variance.WITHIN_BATCH.value,
         "within-batch, as in training, or pooled, of all samples.",
         Panel.EXPERIMENT,
         metavar="NAME",
-        choices=VARIANCES,
+        choices=tuple(variance.value for variance in Variance),
         in_file=False,
     )
     keep_frozen: bool = option(

@@ -9,11 +9,14 @@ import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from bncheck.commands import gate as gating
+from bncheck.findings.rule import Rule, Severity
 from sample_checkpoints import make
 
 SAMPLES = Path(make.__file__).parent
@@ -256,3 +259,22 @@ def test_the_effective_configuration_and_its_schema_are_shown(repository: Path) 
     assert f'data = "validation"  # {repository / "pyproject.toml"}' in run()
     assert 'fail-on = "warning"  # default' in run()
     assert "checkpoint" in json.loads(run("--schema"))["properties"]
+
+
+def test_a_defect_of_ours_is_one_report_and_with_debug_it_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only way to meet one is to make one: a rule that fails."""
+
+    def fail(layer: Any) -> Any:
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(SAMPLES / "healthy.pt", tmp_path)
+    broken = Rule("broken", Severity.ERROR, "", "Broken.", layer=fail)
+    monkeypatch.setattr(gating, "CHECKS", {**gating.CHECKS, "inspect": (broken,)})
+    [report] = gating.run({"checkpoint": ["healthy.pt"], "jobs": 1}).reports
+    assert report.error is not None
+    assert report.error.message == "bncheck itself failed on healthy.pt: RuntimeError('broken on purpose')"
+    with pytest.raises(RuntimeError, match="broken on purpose"):
+        gating.run({"checkpoint": ["healthy.pt"], "jobs": 1, "debug": True})

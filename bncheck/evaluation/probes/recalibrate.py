@@ -13,7 +13,6 @@ same weight makes of 100 samples with mean 0.5 and 2 with mean 100 a mean of 50.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ from bncheck.errors import ModelError, UsageError
 from bncheck.evaluation.probes.gathering import one_pass
 from bncheck.evaluation.restoring import restored
 from bncheck.evaluation.statistics import Statistics, put_back, snapshot, statistics_of
+from bncheck.options.probing import Method, Variance
 from bncheck.subjects.layer import DEFAULT_EPS, StatisticsUse
 from bncheck.subjects.shift import distances
 from bncheck.wording import count, few, nearest
@@ -48,24 +48,6 @@ NO_STATISTICS = "it keeps no running statistics"
 HELD_IN_EVAL = "it is held in eval mode while the rest of the model trains"
 NEVER_CALLED = "the data never reach it"
 NO_VARIANCE = "its batches have one sample per channel, of which there is no variance"
-
-
-class Method(Enum):
-    """How statistics are estimated."""
-
-    TRAIN = "train"
-    SEQUENTIAL = "sequential"
-
-
-class Variance(Enum):
-    """Which variance is written.
-
-    WITHIN_BATCH is the mean of the unbiased variances of the batches, weighted by their samples: what running_var
-    follows in training. POOLED is the unbiased variance of all samples together, larger by that of the batch means.
-    """
-
-    WITHIN_BATCH = "within-batch"
-    POOLED = "pooled"
 
 
 @dataclass(frozen=True, slots=True)

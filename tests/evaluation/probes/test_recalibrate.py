@@ -22,14 +22,13 @@ from bncheck.evaluation.probes.recalibrate import (
     HELD_IN_EVAL,
     NEVER_CALLED,
     NO_STATISTICS,
-    Method,
     Recalibration,
     RecalibrationOptions,
-    Variance,
     apply,
     recalibrate,
 )
 from bncheck.evaluation.restoring import fingerprint
+from bncheck.options.probing import Method, Variance
 
 LAYERS = ("1", "4", "7")
 POOLED = RecalibrationOptions(variance=Variance.POOLED)
